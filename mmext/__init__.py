@@ -1,0 +1,30 @@
+"""mmext: a plug-in pack of conv ops, activations, backbones, necks, heads and optimizers for OpenMMLab.
+
+Every component is used from a config as ``type='mmext.Name'``; no import line is needed, because mmengine resolves the
+scope ``mmext`` through :mod:`mmext.registry`, which imports the component modules on first use. Importing this package
+therefore does one thing only: it teaches mmengine's config loader where ``mmext::`` and ``mmseg::`` bases live.
+"""
+
+from importlib.metadata import PackageNotFoundError, distribution
+
+__version__ = '0.1.0'
+
+
+def _teach_config_scopes() -> None:
+    """Make ``_base_ = 'mmext::...'`` and ``'mmseg::...'`` resolve; harmless when repeated.
+
+    mmengine maps a scope to a *distribution* name in a closed table. The maintained builds renamed the distribution of
+    mmseg, so the table points to one that is not installed; the import name resolves as well and is always right.
+    """
+    try:
+        from mmengine.config.utils import MODULE2PACKAGE
+    except ModuleNotFoundError:
+        return
+    MODULE2PACKAGE.setdefault('mmext', 'mmext')
+    try:
+        distribution(MODULE2PACKAGE['mmseg'])
+    except PackageNotFoundError:
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+_teach_config_scopes()

@@ -1,0 +1,23 @@
+"""The class between ``nn.Conv2d`` and every conv layer of the pack."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ['ExtConv2d']
+
+
+class ExtConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with the two properties that keep a special initialisation alive inside OpenMMLab models.
+
+    mmengine's initialisers match ``layer='Conv2d'`` against a class name and the names of its *direct* bases, so a layer
+    that derives from ``nn.Conv2d`` itself is re-initialised by its host; one class in between prevents that. And mmcv's
+    ``ConvModule`` re-initialises every conv that has no ``init_weights``; so each layer has one. Only both together
+    survive in ResNet (``conv_cfg`` and ``dcn``), FPN and CSPNeXt.
+
+    Subclasses take every argument of ``nn.Conv2d`` with its defaults, then their own as keywords.
+    """
+
+    def init_weights(self) -> None:
+        """Initialise the layer as its constructor does."""
+        self.reset_parameters()

@@ -1,0 +1,110 @@
+"""Idea 1 of the pack: convolutions whose kernel is a function of learnable parameters and not of the input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmext.convs.base import ExtConv2d
+from mmext.ops.depthwise import depthwise_conv2d
+
+__all__ = ['GeneratedConv2d']
+
+
+class GeneratedConv2d(ExtConv2d):
+    r"""A convolution with a generated kernel, :math:`y = x * g(\theta) + b`.
+
+    A system of this family is the function ``g`` (:meth:`generate_kernel`) and its parameters. Everything else is here,
+    once:
+
+    - the arguments of ``nn.Conv2d``, all of them;
+    - generation in full precision under autocast (a kernel made in half precision is not the kernel that folds);
+    - a cache in eval mode, which dies when a parameter or buffer changes, moves or is loaded, and at every ``train()`` or
+      ``eval()``; a write through ``tensor.data`` in between cannot be seen, call ``eval()`` after it;
+    - :meth:`fold`, the plain ``nn.Conv2d`` that computes the same;
+    - a checkpoint that no plain layer accepts by mistake. Where the state keeps a tensor named ``weight`` (a basis, a
+      latent kernel), it has the shape of a plain layer's kernel without being one. It is therefore *saved* with a leading
+      axis of length 1, (1, Co, Ci/groups, kh, kw): ``nn.Conv2d`` refuses that shape even with ``strict=False``, and this
+      class loads both, so that a plain checkpoint serves as the starting point.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._cache: tuple[tuple, Tensor, Tensor | None] | None = None
+
+    def generate_kernel(self) -> Tensor:
+        """Return the kernel, (out_channels, in_channels / groups, kh, kw), differentiable in the parameters."""
+        raise NotImplementedError(f'{type(self).__name__} must define generate_kernel()')
+
+    def generate_bias(self) -> Tensor | None:
+        """Return the bias that belongs to the kernel, (out_channels,), or None."""
+        return self.bias
+
+    def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Return the generated kernel and bias, from the cache where that is valid."""
+        sources = [*self.parameters(), *self.buffers()]
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+        if self.training or differentiable or torch.compiler.is_compiling():
+            return self._generate()
+        token = tuple((t.data_ptr(), t._version) for t in sources)
+        if self._cache is None or self._cache[0] != token:
+            # A tensor made under inference_mode could not be used by a later forward outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache = (token, *self._generate())
+        return self._cache[1:]
+
+    def _generate(self) -> tuple[Tensor, Tensor | None]:
+        source = next((t for t in (*self.parameters(), *self.buffers())), None)
+        device = 'cpu' if source is None else source.device.type
+        with torch.autocast(device, enabled=False):
+            return self.generate_kernel(), self.generate_bias()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x``, (N, in_channels, H, W), with the generated kernel."""
+        kernel, bias = self.kernel_and_bias()
+        if self.padding_mode == 'zeros' and self.groups == self.in_channels == self.out_channels:
+            return depthwise_conv2d(x, kernel, bias, self.stride, self.padding, self.dilation)
+        return self._conv_forward(x, kernel, bias)
+
+    @torch.no_grad()
+    def fold(self) -> nn.Conv2d:
+        """Return the plain convolution that computes the same as this layer does in eval mode."""
+        kernel, bias = (None if t is None else t.detach() for t in self._generate())
+        plain = nn.utils.skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            kernel.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias is not None,
+            self.padding_mode,
+            device=kernel.device,
+            dtype=kernel.dtype,
+        )
+        plain.weight.copy_(kernel)
+        if bias is not None:
+            plain.bias.copy_(bias)
+        return plain.train(self.training)
+
+    def train(self, mode: bool = True) -> GeneratedConv2d:
+        self._cache = None
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> GeneratedConv2d:
+        self._cache = None
+        return super()._apply(*args, **kwargs)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if (key := f'{prefix}weight') in destination:
+            destination[key] = destination[key].unsqueeze(0)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        self._cache = None
+        weight = state_dict.get(key := f'{prefix}weight')
+        if weight is not None and weight.ndim == 5:
+            state_dict = {**state_dict, key: weight.squeeze(0)}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

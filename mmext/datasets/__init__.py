@@ -1,0 +1,6 @@
+"""The embedded example data and the transforms that they need."""
+
+from mmext.registry import import_systems
+
+__all__ = list(systems := import_systems(__name__))
+globals().update(systems)

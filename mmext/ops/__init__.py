@@ -1,0 +1,1 @@
+"""Functional operators: each file holds one public function and its pure-torch reference."""

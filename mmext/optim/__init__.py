@@ -1,0 +1,6 @@
+"""Optimizers, optimizer wrappers and their constructors."""
+
+from mmext.registry import import_systems
+
+__all__ = list(systems := import_systems(__name__))
+globals().update(systems)

@@ -1,0 +1,85 @@
+"""The child registries of scope ``mmext``, one per kind, and the loader that fills them.
+
+``type='mmext.Name'`` in any config makes mmengine import this module and then the ``locations`` of the registry in
+question. Nothing is registered in a root registry, so no name of mmext can clash with a host's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from typing import Any
+
+from mmengine import registry as root
+
+
+class Registry(root.Registry):
+    """A mmengine registry that answers an unknown name with the nearest known ones."""
+
+    def get(self, key: str) -> type:
+        """Return the component called ``key``.
+
+        Raises:
+            KeyError: If neither this registry nor its parents know ``key``; the message names the nearest names.
+        """
+        try:
+            found = super().get(key)
+        except RuntimeError:
+            found = None
+        if found is None:
+            name = key.rpartition('.')[2]
+            near = difflib.get_close_matches(name, self.module_dict, n=3, cutoff=0.0)
+            hint = ', '.join(f'mmext.{n}' for n in near) or 'nothing'
+            raise KeyError(
+                f"mmext.{name} is not registered among mmext's {self.name}s; the nearest names are {hint} "
+                '(python -m mmext.doctor lists all)'
+            )
+        return found
+
+
+def import_systems(package: str) -> dict[str, Any]:
+    """Import every public module of ``package`` and return what their ``__all__`` lists name.
+
+    A package of systems calls this in its ``__init__.py``, so that adding a system is adding a file.
+    """
+    exported: dict[str, Any] = {}
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if not info.name.startswith('_'):
+            module = importlib.import_module(f'{package}.{info.name}')
+            exported.update({name: getattr(module, name) for name in module.__all__})
+    return exported
+
+
+def _child(name: str, parent: root.Registry, *locations: str) -> Registry:
+    return Registry(name, parent=parent, scope='mmext', locations=[f'mmext.{loc}' for loc in locations])
+
+
+# Conv layers, activations, norms, blocks, backbones, necks, heads, and the functions that rewire a model.
+MODELS = _child(
+    'model',
+    root.MODELS,
+    'convs',
+    'activations',
+    'norms',
+    'blocks',
+    'backbones',
+    'necks',
+    'heads',
+    'surgery',
+    'deploy',
+)
+# Optimizers: the update rule itself.
+OPTIMIZERS = _child('optimizer', root.OPTIMIZERS, 'optim')
+# What stands between the runner and an optimizer: AMP, accumulation, the loss that SA-GD needs.
+OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS, 'optim')
+# Per-parameter options (learning rate, decay) by rule.
+OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
+# Hooks of the training loop.
+HOOKS = _child('hook', root.HOOKS, 'hooks')
+# Data.
+DATASETS = _child('dataset', root.DATASETS, 'datasets')
+TRANSFORMS = _child('transform', root.TRANSFORMS, 'datasets')
+
+#: Every registry of the pack, by kind; tests and the doctor walk over it.
+ALL = {r.name: r for r in (MODELS, OPTIMIZERS, OPTIM_WRAPPERS, OPTIM_WRAPPER_CONSTRUCTORS, HOOKS, DATASETS, TRANSFORMS)}
