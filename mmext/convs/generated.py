@@ -26,7 +26,13 @@ class GeneratedConv2d(ExtConv2d):
       latent kernel), it has the shape of a plain layer's kernel without being one. It is therefore *saved* with a leading
       axis of length 1, (1, Co, Ci/groups, kh, kw): ``nn.Conv2d`` refuses that shape even with ``strict=False``, and this
       class loads both, so that a plain checkpoint serves as the starting point.
+
+    Attributes:
+        plain: Whether this very layer generates nothing and ``weight`` is its kernel, because the system leaves such
+            layers alone (RefConv a 1x1 kernel).
     """
+
+    plain = False
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -46,7 +52,7 @@ class GeneratedConv2d(ExtConv2d):
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
         if self.training or differentiable or torch.compiler.is_compiling():
             return self._generate()
-        token = tuple((t.data_ptr(), t._version) for t in sources)
+        token = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in sources)
         if self._cache is None or self._cache[0] != token:
             # A tensor made under inference_mode could not be used by a later forward outside of it.
             with torch.inference_mode(False), torch.no_grad():
@@ -97,14 +103,27 @@ class GeneratedConv2d(ExtConv2d):
         self._cache = None
         return super()._apply(*args, **kwargs)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse a kernel that is assigned from outside: it would be taken for a basis, or not be used at all.
+
+        The hosts' ``fuse_conv_bn`` does that to every ``nn.Conv2d``, and the result would be silently wrong.
+        """
+        constructed = '_cache' in self.__dict__
+        if constructed and name == 'weight' and param is not None and self._parameters.get('weight') is None:
+            raise TypeError(
+                f'{type(self).__name__} generates its kernel and takes no weight; fold the model first (tools/deploy.py, or '
+                'mmext.deploy.fold), then fuse its batch norms'
+            )
+        super().register_parameter(name, param)
+
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if (key := f'{prefix}weight') in destination:
+        if (key := f'{prefix}weight') in destination and not self.plain:
             destination[key] = destination[key].unsqueeze(0)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
         self._cache = None
         weight = state_dict.get(key := f'{prefix}weight')
-        if weight is not None and weight.ndim == 5:
+        if weight is not None and weight.ndim == 5 and not self.plain:
             state_dict = {**state_dict, key: weight.squeeze(0)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

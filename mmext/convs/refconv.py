@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,7 +25,8 @@ class RefConv2d(GeneratedConv2d):
 
     A depthwise layer (:math:`g = C`) so lets every channel's kernel see all the others; a dense one (:math:`g = 1`) mixes
     each slice with itself only. The recipe has two stages: train the plain model; then load it here and train again with
-    everything else still learning and a fresh optimizer.
+    everything else still learning and a fresh optimizer. A 1x1 kernel has nothing to refocus: such a layer stays a plain,
+    learning convolution, as in the released script, so that ``conv_cfg`` can name this class for a whole network.
 
     Args:
         *args: Those of ``nn.Conv2d``.
@@ -39,7 +39,7 @@ class RefConv2d(GeneratedConv2d):
         ``weight`` (buffer) is (Co, Ci/g, kh, kw), ``map_weight`` (N, g, m, m).
 
     Raises:
-        ValueError: If ``map_kernel_size`` is even or exceeds the kernel, or ``map_init`` is unknown.
+        ValueError: If ``map_kernel_size`` is even or exceeds a kernel other than 1x1, or ``map_init`` is unknown.
 
     Without a checkpoint the basis is drawn as ``nn.Conv2d`` draws its kernel and stays frozen. That case is ours: the
     official basis starts as zeros, from which nothing can be learned.
@@ -47,14 +47,18 @@ class RefConv2d(GeneratedConv2d):
 
     def __init__(self, *args, map_kernel_size: int = 3, map_init: str = 'zero', **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if map_kernel_size % 2 == 0 or map_kernel_size > min(self.kernel_size):
+        self.plain = self.kernel_size == (1, 1)
+        if map_kernel_size % 2 == 0 or (map_kernel_size > min(self.kernel_size) and not self.plain):
             raise ValueError(
                 f'RefConv2d needs an odd map_kernel_size no larger than the kernel, got {map_kernel_size=} for '
-                f'kernel_size={self.kernel_size}; leave small kernels plain or pass a smaller map_kernel_size'
+                f'kernel_size={self.kernel_size}; pass a smaller map_kernel_size'
             )
         if map_init not in ('zero', 'default'):
             raise ValueError(f"RefConv2d needs map_init 'zero' or 'default', got {map_init=}")
         self.map_init = map_init
+        if self.plain:
+            self.register_parameter('map_weight', None)
+            return
         basis = self.weight.detach()
         del self.weight
         self.register_buffer('weight', basis)
@@ -63,6 +67,8 @@ class RefConv2d(GeneratedConv2d):
         self._reset_map()
 
     def _reset_map(self) -> None:
+        if self.plain:
+            return
         if self.map_init == 'zero':
             nn.init.zeros_(self.map_weight)
         else:
@@ -73,10 +79,14 @@ class RefConv2d(GeneratedConv2d):
         self._reset_map()
 
     def generate_kernel(self) -> Tensor:
+        if self.plain:
+            return self.weight
         slices, per_group, m, _ = self.map_weight.shape
         image = self.weight.reshape(1, slices, *self.kernel_size)
         refocused = F.conv2d(image, self.map_weight, padding=m // 2, groups=slices // per_group)
         return self.weight + refocused.view_as(self.weight)
 
     def extra_repr(self) -> str:
+        if self.plain:
+            return f'{super().extra_repr()}, plain'
         return f'{super().extra_repr()}, map_kernel_size={self.map_weight.shape[-1]}, map_init={self.map_init!r}'

@@ -1,0 +1,32 @@
+# Everything runs in a virtual environment with pinned packages, which the first target that needs it sets up.
+#   make demo   make test   make STACK=openmmlab test   make help
+STACK ?= onedl
+VENV  ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
+PY     = $(VENV)/bin/python
+TASK  ?= det
+# Shortens the demo for CI, e.g. DEMO_EPOCHS=1.
+DEMO_EPOCHS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint doctor clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: ## virtual environment, pinned packages, mmext's extension (STACK=onedl or openmmlab)
+	@tools/misc/setup_env.sh $(STACK) $(VENV)
+
+demo: setup ## data, then train, test, deploy and draw (TASK=det or seg); what is done is skipped
+	@$(PY) tools/demo.py $(TASK) $(if $(DEMO_EPOCHS),--epochs $(DEMO_EPOCHS))
+
+test: setup ## all tests
+	@$(PY) -m pytest -n 2 tests
+
+lint: setup ## ruff and mypy
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy mmext
+
+doctor: setup ## what is installed, what works, what to do about what does not
+	@$(PY) -m mmext.doctor
+
+clean: ## remove builds and caches; data, work_dirs and environments stay
+	rm -rf build *.egg-info mmext/.mim mmext/*.so .pytest_cache .ruff_cache .mypy_cache

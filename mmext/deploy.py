@@ -1,0 +1,211 @@
+"""Fold a trained model into its deployment form and prove that it still computes the same.
+
+A layer that folds has a method ``fold()`` that returns its plain replacement; :func:`fold` applies it to a whole model.
+:func:`deploy` folds a model built from a config, compares outputs, and finds the config that builds the folded model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+
+from mmext.convs.generated import GeneratedConv2d
+from mmext.registry import MODELS
+from mmext.surgery import build_wrapped, swap_layers
+
+__all__ = ['deploy', 'fold', 'folded', 'max_relative_error']
+
+
+def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
+    """Fold everything in ``model`` that folds, in place, and return it (or its replacement, if it is a layer itself).
+
+    Layers with ``fold()`` are replaced by what it returns, the outermost first; a host's module with
+    ``switch_to_deploy()`` is told to; a module that stands in several places is folded once and stays shared.
+
+    Args:
+        model: Any module; it should be in eval mode, whose computation is the one that is kept.
+        fuse_bn: Also fuse every batch norm into the convolution before it, by mmcv's ``fuse_conv_bn``.
+    """
+    model = _fold(model, {}, in_switched=False)
+    if fuse_bn:
+        from mmcv.cnn import fuse_conv_bn
+
+        model = fuse_conv_bn(model)
+    return model
+
+
+def _fold(module: nn.Module, done: dict[int, nn.Module], in_switched: bool) -> nn.Module:
+    if id(module) in done:
+        return done[id(module)]
+    result = module
+    if callable(getattr(module, 'fold', None)):
+        result = module.fold()
+    elif hasattr(module, 'switch_to_deploy') and not in_switched and not type(module).__module__.startswith('mmext.'):
+        module.switch_to_deploy()
+        in_switched = True
+    # The replaced module is kept alive in the table: its id must not be given to another while the walk goes on.
+    done[id(module)] = done[id(result)] = result
+    done.setdefault(-id(module), module)
+    for name, child in list(result.named_children()):
+        result._modules[name] = _fold(child, done, in_switched)
+    return result
+
+
+@MODELS.register_module(name='folded')
+def folded(model: nn.Module | str | dict | list, fuse_bn: bool = False, **model_args: Any) -> nn.Module:
+    """Build a component in its folded form; the config that ``tools/deploy.py`` writes uses it where it must.
+
+    The weights are those of a fresh model and come from the checkpoint that was written beside the config.
+    """
+    built = build_wrapped(model, model_args)
+    built.eval()  # not chained: the train() of some hosts' backbones returns None
+    return fold(built, fuse_bn)
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """Run a host's model, or a bare component, without post-processing, and return all tensors that come out."""
+    from mmengine.model import BaseModel
+
+    with torch.no_grad():
+        out = model(inputs, mode='tensor') if isinstance(model, BaseModel) else model(inputs)
+    return list(_tensors(out))
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, Mapping):
+        for value in out.values():
+            yield from _tensors(value)
+    elif isinstance(out, (list, tuple)):
+        for value in out:
+            yield from _tensors(value)
+
+
+def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
+    """Return the largest over all tensors of max|reference - other| / max|reference|; inf if they do not correspond."""
+    if [t.shape for t in reference] != [t.shape for t in other]:
+        return float('inf')
+    errors = [
+        float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))
+        for a, b in zip(reference, other, strict=True)
+        if a.is_floating_point() and a.numel()
+    ]
+    return float('inf') if any(e != e for e in errors) else max(errors, default=0.0)
+
+
+def deploy(
+    model_cfg: Mapping, state_dict: Mapping[str, Tensor], inputs: Tensor, fuse_bn: bool = False, tolerance: float = 1e-4
+) -> tuple[nn.Module, nn.Module, dict, float]:
+    """Build, load and fold a model, and find the config that builds the folded one.
+
+    Args:
+        model_cfg: The ``model`` of a config; its scope must be the default scope.
+        state_dict: The trained weights; they must fit without a missing or unexpected key.
+        inputs: What both forms are compared on, (N, 3, H, W).
+        fuse_bn: See :func:`fold`.
+        tolerance: Largest relative error that counts as equal.
+
+    Returns:
+        The trained model, the model built from the new config with the folded weights in it, that config, and the relative
+        error between the two.
+
+    Raises:
+        RuntimeError: If the weights do not fit, or the folded model does not compute the same.
+    """
+    model_cfg = _without_pretrained(model_cfg)
+    trained = ROOT_MODELS.build(copy.deepcopy(model_cfg)).eval()
+    _load(trained, state_dict)
+    reference = outputs_of(trained, inputs)
+    weights = fold(copy.deepcopy(trained), fuse_bn).state_dict()
+
+    failures = []
+    for new_cfg in (_by_component(model_cfg, weights, fuse_bn), _wrapped(model_cfg, fuse_bn)):
+        rebuilt = ROOT_MODELS.build(copy.deepcopy(new_cfg)).eval()
+        try:
+            _load(rebuilt, weights)
+        except RuntimeError as error:
+            failures.append(str(error))
+            continue
+        error = max_relative_error(reference, outputs_of(rebuilt, inputs))
+        if error <= tolerance:
+            return trained, rebuilt, new_cfg, error
+        failures.append(
+            f'the folded model differs from the trained one by {error:.2e} relative on random inputs, more than the '
+            f'tolerance {tolerance:.0e}'
+        )
+    raise RuntimeError(
+        f'{failures[-1]}; nothing was written. If a batch norm does not follow its convolution, fold without fuse_bn; if the '
+        'model computes in half precision, raise the tolerance'
+    )
+
+
+def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    missing, unexpected = model.load_state_dict(state_dict, strict=False)
+    # Buffers that the hosts register as constants may be absent from older checkpoints, weights may not.
+    if missing or unexpected:
+        raise RuntimeError(
+            f'the checkpoint does not fit the model: {len(missing)} keys are missing ({missing[:3]} ...) and '
+            f'{len(unexpected)} unexpected ({unexpected[:3]} ...); pass the config that it was trained with'
+        )
+
+
+def _wrapped(cfg: Any, fuse_bn: bool) -> dict:
+    return dict(type='mmext.folded', model=cfg, **(dict(fuse_bn=True) if fuse_bn else {}))
+
+
+def _by_component(model_cfg: dict, weights: Mapping[str, Tensor], fuse_bn: bool) -> dict:
+    """Return the config of the folded model: each component in stock form if that has the folded weights, else wrapped."""
+    stock = _stock_form(model_cfg)
+    built = {k: v.shape for k, v in ROOT_MODELS.build(copy.deepcopy(stock)).state_dict().items()}
+    new_cfg = dict(stock)
+    for name, component in model_cfg.items():
+        ours = {k: v.shape for k, v in weights.items() if k.startswith(f'{name}.')}
+        if ours and ours != {k: v for k, v in built.items() if k.startswith(f'{name}.')}:
+            new_cfg[name] = _wrapped(component, fuse_bn)
+    return new_cfg
+
+
+def _stock_form(cfg: Any) -> Any:
+    """Return ``cfg`` without generated convolutions: neither as a ``conv_cfg`` nor put in by surgery."""
+    if isinstance(cfg, list):
+        return [_stock_form(c) for c in cfg]
+    if not isinstance(cfg, Mapping):
+        return cfg
+    cfg = {k: None if k in ('conv_cfg', 'dcn') and _is_generated(v) else _stock_form(v) for k, v in cfg.items()}
+    if cfg.get('dcn', 0) is None and 'stage_with_dcn' in cfg:
+        cfg['stage_with_dcn'] = (False,) * len(cfg['stage_with_dcn'])
+    if _resolve(cfg) is swap_layers:
+        cfg['rules'] = [rule for rule in cfg['rules'] if not _is_generated(rule['to'])]
+        if not cfg['rules']:
+            args = {k: v for k, v in cfg.items() if k not in ('type', 'model', 'rules', 'input_shape')}
+            return dict(type=cfg['model'], **args) if isinstance(cfg['model'], str) else {**cfg['model'], **args}
+    return cfg
+
+
+def _is_generated(cfg: Any) -> bool:
+    cls = _resolve(cfg)
+    return isinstance(cls, type) and issubclass(cls, GeneratedConv2d)
+
+
+def _resolve(cfg: Any) -> Any:
+    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+    return ROOT_MODELS.get(kind) if isinstance(kind, str) and kind.startswith('mmext.') else kind
+
+
+def _without_pretrained(cfg: Any) -> Any:
+    """Return ``cfg`` without weights to be loaded at construction: the checkpoint holds them all."""
+    if isinstance(cfg, list):
+        return [_without_pretrained(c) for c in cfg]
+    if not isinstance(cfg, Mapping):
+        return cfg
+    return {
+        k: _without_pretrained(v)
+        for k, v in cfg.items()
+        if not (k == 'init_cfg' and isinstance(v, Mapping) and v.get('type') == 'Pretrained') and k != 'pretrained'
+    }

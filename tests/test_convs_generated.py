@@ -1,0 +1,224 @@
+"""The contract of every generated-kernel convolution; a new one is tested by being registered."""
+
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule, build_conv_layer
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import nn
+
+from mmext.convs.generated import GeneratedConv2d
+from mmext.registry import MODELS
+
+MODELS.import_from_location()
+FAMILY = sorted(n for n, c in MODELS.module_dict.items() if isinstance(c, type) and issubclass(c, GeneratedConv2d))
+
+GEOMETRIES = {
+    'same': dict(padding=1),
+    'stride': dict(padding=1, stride=2),
+    'uneven': dict(padding=(0, 2), stride=(2, 1)),
+    'dilated': dict(padding=2, dilation=2),
+    'reflect': dict(padding=1, padding_mode='reflect'),
+    'named-padding': dict(padding='same'),
+    'no-bias': dict(padding=1, bias=False),
+}
+GROUPS = {'dense': 1, 'grouped': 2, 'depthwise': 8}
+
+
+def build(name: str, groups: int = 8, **kwargs) -> GeneratedConv2d:
+    """Build a member with every parameter and statistic away from its initial value."""
+    layer = MODELS.get(name)(8, 8, 3, groups=groups, **kwargs)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for module in layer.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.5, 2)
+    return layer
+
+
+def build_or_refused(name: str, groups: int, **kwargs) -> GeneratedConv2d | None:
+    """Return None where the system itself refuses the geometry with an error that names the law."""
+    try:
+        return build(name, groups, **kwargs)
+    except ValueError as refusal:
+        assert name in str(refusal)
+        return None
+
+
+def test_the_family_is_found():
+    assert 'RefConv2d' in FAMILY
+
+
+@pytest.mark.parametrize('name', FAMILY)
+@pytest.mark.parametrize('geometry', GEOMETRIES)
+def test_fold_equals_the_layer(name, geometry):
+    served = 0
+    for groups in GROUPS.values():
+        layer = build_or_refused(name, groups, **GEOMETRIES[geometry])
+        if layer is None:
+            continue
+        served += 1
+        layer.eval()
+        plain = layer.fold()
+        assert type(plain) is nn.Conv2d
+        assert set(plain.state_dict()) <= {'weight', 'bias'}
+        for size in ((9, 7), (8, 8)):
+            x = torch.randn(2, 8, *size)
+            torch.testing.assert_close(plain(x), layer(x), rtol=1e-5, atol=1e-5)
+    assert served or geometry in ('reflect', 'dilated', 'uneven', 'named-padding')
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_fold_in_bfloat16(name):
+    layer = build(name, padding=1).eval().bfloat16()
+    x = torch.randn(2, 8, 6, 6, dtype=torch.bfloat16)
+    torch.testing.assert_close(layer.fold()(x), layer(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_every_parameter_gets_a_gradient(name):
+    layer = build(name, padding=1)
+    layer(torch.randn(2, 8, 6, 6)).square().sum().backward()
+    for key, parameter in layer.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_state_dict_round_trip_and_deepcopy(name):
+    layer = build(name, padding=1).eval()
+    x = torch.randn(1, 8, 6, 6)
+    layer(x)  # fills the cache, which must not travel
+    other = build(name, padding=1).eval()
+    other(x)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+    clone = copy.deepcopy(layer)
+    with torch.no_grad():
+        for parameter in clone.parameters():
+            parameter.mul_(2)
+    assert not torch.allclose(clone(x), layer(x))
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_a_plain_conv_refuses_an_unfolded_checkpoint(name):
+    """Even with strict=False, where nn.Conv2d would otherwise take a basis for a kernel."""
+    layer = build(name, padding=1)
+    if 'weight' not in layer.state_dict():
+        return  # nothing that a plain layer could mistake
+    plain = nn.Conv2d(8, 8, 3, groups=8)
+    with pytest.raises(RuntimeError, match='size mismatch for weight'):
+        plain.load_state_dict(layer.state_dict(), strict=False)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_cache_follows_every_change(name):
+    layer = build(name, padding=1).eval()
+    x = torch.randn(1, 8, 6, 6)
+
+    def fresh():
+        layer._cache = None
+        return layer(x)
+
+    with torch.no_grad():
+        first = layer(x)
+        assert layer._cache is not None
+        kernel = layer._cache[1]
+        assert layer.kernel_and_bias()[0] is kernel, 'a second call must not generate again'
+        for parameter in layer.parameters():
+            parameter.add_(0.5)
+        changed = layer(x)
+        assert not torch.allclose(first, changed)
+        assert torch.equal(changed, fresh())
+        layer.load_state_dict(build(name, padding=1).state_dict())
+        assert torch.equal(layer(x), fresh())
+        # What an EMA hook does: it writes through .data, which no version counter sees, then calls eval().
+        for parameter in layer.parameters():
+            parameter.data.mul_(0.5)
+        layer.eval()
+        assert torch.equal(layer(x), fresh())
+        assert layer.double()(x.double()).dtype == torch.float64
+    layer.float().requires_grad_(False)
+    with torch.inference_mode():
+        layer(x)
+    layer(x.requires_grad_()).sum().backward()  # what was cached under inference_mode serves outside of it
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_gradients_reach_the_parameters_in_eval_mode_too(name):
+    layer = build(name, padding=1).eval()
+    with torch.no_grad():
+        layer(torch.randn(1, 8, 6, 6))
+    layer(torch.randn(1, 8, 6, 6)).square().sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_kernel_is_generated_in_full_precision_under_autocast(name):
+    layer = build(name, padding=1).eval()
+    with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
+        assert layer.kernel_and_bias()[0].dtype == torch.float32
+        assert layer(torch.randn(1, 8, 6, 6)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('name', FAMILY)
+@pytest.mark.parametrize('training', [True, False])
+def test_compiles_as_one_graph(name, training):
+    layer = build(name, padding=1).train(training)
+    x = torch.randn(2, 8, 6, 6)
+    expected = copy.deepcopy(layer)(x)
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_conv_module_takes_it(name):
+    module = ConvModule(8, 8, 3, padding=1, groups=8, conv_cfg=dict(type=f'mmext.{name}'), norm_cfg=dict(type='BN'))
+    assert type(module.conv) is MODELS.get(name)
+    assert module(torch.randn(2, 8, 5, 5)).shape == (2, 8, 5, 5)
+    assert build_conv_layer(dict(type=f'mmext.{name}'), 8, 8, 3, groups=8).bias is not None
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_repr_shows_the_arguments_of_conv2d(name):
+    assert '8, 8, kernel_size=(3, 3)' in repr(MODELS.get(name)(8, 8, 3, groups=8))
+
+
+HOSTS = {
+    'resnet-conv_cfg': lambda kind: dict(type='mmdet.ResNet', depth=50, conv_cfg=kind),
+    'resnet-dcn': lambda kind: dict(
+        type='mmdet.ResNet', depth=50, dcn=dict(kind), stage_with_dcn=(False, True, True, True)
+    ),
+    'mmpretrain-resnet': lambda kind: dict(type='mmpretrain.ResNet', depth=18, conv_cfg=kind),
+    'fpn': lambda kind: dict(type='mmdet.FPN', in_channels=[8, 8, 8], out_channels=8, num_outs=3, conv_cfg=kind),
+    'cspnext': lambda kind: dict(
+        type='mmdet.CSPNeXt', deepen_factor=0.33, widen_factor=0.125, use_depthwise=True, conv_cfg=kind
+    ),
+}
+
+
+@pytest.mark.parametrize('host', HOSTS)
+def test_special_initialisation_survives_the_host(host, monkeypatch):
+    """Every layer of a marked class keeps its mark, although each host runs its own initialisers over it."""
+
+    class Marked(GeneratedConv2d):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.init_weights()
+
+        def init_weights(self):
+            nn.init.constant_(self.weight, 0.125)
+
+        def generate_kernel(self):
+            return self.weight
+
+    monkeypatch.setitem(MODELS.module_dict, 'Marked', Marked)
+    model = ROOT_MODELS.build(HOSTS[host](dict(type='mmext.Marked')))
+    model.init_weights()
+    marked = [m for m in model.modules() if isinstance(m, Marked)]
+    assert len(marked) >= 4
+    assert all((m.weight == 0.125).all() for m in marked)

@@ -1,0 +1,209 @@
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
+from torch import nn
+
+import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
+from mmext.convs.generated import GeneratedConv2d
+from mmext.convs.refconv import RefConv2d
+from mmext.deploy import deploy, fold, max_relative_error, outputs_of
+
+REFCONV = dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))
+LENI_RULE = dict(layer='ReLU', to=dict(type='mmext.LENI'))
+
+
+def detector(rules=(REFCONV,), **backbone):
+    """A small stock RetinaNet with rules applied to its backbone."""
+    cfg = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model.to_dict()
+    cfg['backbone'] = dict(
+        type='mmext.swap_layers', model='ResNet', rules=list(rules), depth=18, base_channels=8, **backbone
+    )
+    cfg['neck'] = dict(cfg['neck'], in_channels=[8, 16, 32, 64], out_channels=16)
+    cfg['bbox_head'] = dict(cfg['bbox_head'], in_channels=16, feat_channels=16, stacked_convs=1)
+    init_default_scope('mmdet')
+    return cfg
+
+
+def trained_state(cfg):
+    """The weights of a model whose every parameter and statistic has moved away from its initial value."""
+    model = ROOT_MODELS.build(copy.deepcopy(cfg))
+    model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return model.state_dict()
+
+
+INPUTS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_refconv_detector_becomes_a_fully_stock_one():
+    cfg = detector()
+    _, folded, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    assert error < 1e-5
+    assert 'mmext' not in str(new_cfg)
+    assert new_cfg['backbone']['type'] == 'ResNet'
+    stock = ROOT_MODELS.build(new_cfg)
+    stock.load_state_dict(folded.state_dict())
+    stock.eval()
+    assert max_relative_error(outputs_of(folded, INPUTS), outputs_of(stock, INPUTS)) == 0
+
+
+@pytest.mark.parametrize('fuse_bn', [False, True])
+def test_leni_and_fused_norms_are_wrapped_by_component(fuse_bn):
+    cfg = detector([REFCONV, LENI_RULE])
+    state = trained_state(cfg)
+    _, folded, new_cfg, error = deploy(cfg, state, INPUTS, fuse_bn=fuse_bn)
+    assert error < 1e-5
+    assert new_cfg['backbone']['type'] == 'mmext.folded'
+    assert new_cfg['neck'] == cfg['neck'], 'a component that did not change keeps its config'
+    assert not any(isinstance(m, GeneratedConv2d) for m in folded.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) != fuse_bn
+
+
+def test_conv_cfg_and_dcn_slots_fold_back_to_their_default():
+    init_default_scope('mmpretrain')
+    cfg = dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, conv_cfg=dict(type='mmext.RefConv2d')),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=64),
+    )
+    _, _, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    assert error < 1e-5
+    assert 'mmext' not in str(new_cfg)
+
+    init_default_scope('mmdet')
+    cfg = detector()
+    cfg['backbone'] = dict(
+        type='ResNet',
+        depth=50,
+        base_channels=8,
+        dcn=dict(type='mmext.RefConv2d'),
+        stage_with_dcn=(False, True, True, True),
+    )
+    cfg['neck']['in_channels'] = [32, 64, 128, 256]
+    _, _, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    assert error < 1e-5
+    assert 'mmext' not in str(new_cfg)
+
+
+def test_surgery_on_the_whole_model_folds_too():
+    cfg = detector()
+    cfg['backbone'] = dict(type='ResNet', depth=18, base_channels=8)
+    cfg.update(type='mmext.swap_layers', model='RetinaNet', rules=[dict(match='backbone|cls_convs', **REFCONV)])
+    _, folded, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    assert error < 1e-5
+    assert 'mmext' not in str(new_cfg)
+    cfg['rules'] = [dict(match='backbone.*relu', **LENI_RULE)]
+    _, folded, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    assert error < 1e-5
+    assert new_cfg['type'] == 'mmext.folded'
+
+
+def test_segmentor_folds():
+    init_default_scope('mmseg')
+    cfg = get_config('mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py').model.to_dict()
+    cfg.update(pretrained=None, auxiliary_head=None)
+    cfg['backbone'].update(type='mmext.swap_layers', model='ResNetV1c', rules=[REFCONV], norm_cfg=dict(type='BN'))
+    cfg['decode_head'].update(norm_cfg=dict(type='BN'), channels=16)
+    _, _, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    assert error < 1e-5
+    assert 'mmext' not in str(new_cfg)
+
+
+def test_hosts_own_reparameterisation_is_used():
+    cfg = dict(type='mmpretrain.RepVGG', arch='A0', out_indices=(0,))
+    model = ROOT_MODELS.build(cfg)
+    model.eval()
+    expected = model(INPUTS)[0]
+    folded = fold(model)
+    assert not any('branch_3x3' in n for n, _ in folded.named_modules())
+    torch.testing.assert_close(folded(INPUTS)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_shared_layer_is_folded_once_and_stays_shared():
+    conv = RefConv2d(3, 3, 3, padding=1, map_init='default')
+    model = nn.Sequential(conv, nn.Sequential(conv)).eval()
+    expected = model(INPUTS)
+    folded = fold(model)
+    assert folded[0] is folded[1][0]
+    assert type(folded[0]) is nn.Conv2d
+    torch.testing.assert_close(folded(INPUTS), expected, rtol=1e-5, atol=1e-5)
+    assert fold(folded)[0] is folded[0], 'folding twice changes nothing'
+    assert type(fold(RefConv2d(3, 3, 3))) is nn.Conv2d, 'a layer by itself is replaced'
+
+
+def test_folding_through_fuse_conv_bn_needs_folded_layers_first():
+    """mmcv's fuser would take the basis of an unfolded RefConv for its kernel; it must fail instead of being wrong."""
+    from mmcv.cnn import fuse_conv_bn
+
+    with pytest.raises(TypeError, match='fold the model first'):
+        fuse_conv_bn(nn.Sequential(RefConv2d(3, 3, 3), nn.BatchNorm2d(3)).eval())
+
+
+def test_refuses_what_does_not_compute_the_same(monkeypatch):
+    cfg = detector()
+    state = trained_state(cfg)
+    monkeypatch.setattr(
+        RefConv2d,
+        'fold',
+        lambda self: nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, bias=False
+        ),
+    )
+    with pytest.raises(RuntimeError, match='differs from the trained one by .* nothing was written'):
+        deploy(cfg, state, INPUTS)
+
+
+def test_refuses_a_checkpoint_of_another_model():
+    cfg = detector()
+    state = trained_state(cfg)
+    state.pop('backbone.layer1.0.conv1.map_weight')
+    with pytest.raises(RuntimeError, match=r'1 keys are missing .*map_weight.*pass the config'):
+        deploy(cfg, state, INPUTS)
+
+
+def test_max_relative_error():
+    a = [torch.tensor([1.0, 2.0]), torch.tensor([[4.0]])]
+    assert max_relative_error(a, [torch.tensor([1.0, 2.0]), torch.tensor([[5.0]])]) == 0.25
+    assert max_relative_error(a, a[:1]) == float('inf')
+    assert max_relative_error(a, [torch.tensor([1.0, float('nan')]), a[1]]) == float('inf')
+
+
+def test_the_tool_end_to_end(tmp_path, capsys):
+    """The written config and checkpoint load without folding anything; nothing existing is overwritten."""
+    from tools.deploy import main
+
+    cfg = detector()
+    state = trained_state(cfg)
+    Config(dict(model=cfg, default_scope='mmdet')).dump(tmp_path / 'train.py')
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(CLASSES=('a',)), seed=1)), tmp_path / 'train.pth')
+    out = tmp_path / 'out' / 'model.pth'
+    argv = [str(tmp_path / 'train.py'), str(tmp_path / 'train.pth'), str(out), '--shape', '64', '64']
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert 'largest relative difference' in printed
+    assert 'one CPU thread' in printed
+
+    saved = torch.load(out, weights_only=True)
+    assert saved['meta']['mmext']['max_relative_error'] < 1e-5
+    assert saved['meta']['dataset_meta'] == dict(CLASSES=('a',))
+    new_cfg = Config.fromfile(out.with_suffix('.py'))
+    model = ROOT_MODELS.build(new_cfg.model)
+    model.load_state_dict(saved['state_dict'])
+
+    with pytest.raises(SystemExit, match='exists and is not overwritten'):
+        main(argv)
+    assert main([*argv, '--force']) == 0
+    with pytest.raises(SystemExit, match=r'ends in \.pth'):
+        main([*argv[:2], str(tmp_path / 'model')])

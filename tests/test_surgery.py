@@ -1,0 +1,215 @@
+import copy
+
+import pytest
+import torch
+from mmengine.hub import get_config
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
+from torch import nn
+
+import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
+from mmext.activations.leni import LENI
+from mmext.convs.refconv import RefConv2d
+from mmext.surgery import CallSites, swap_layers
+
+REFCONV = dict(to=dict(type='mmext.RefConv2d'))
+LENI_RULE = dict(layer='ReLU', to=dict(type='mmext.LENI'))
+RESNET = dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False)
+
+STOCK = {
+    'mmdet': 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    'mmseg': 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+    'mmpretrain': 'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+}
+
+
+def swapped(rules, **kwargs):
+    return ROOT_MODELS.build(dict(type='mmext.swap_layers', model=RESNET, rules=rules, **kwargs))
+
+
+@pytest.mark.parametrize('host', STOCK)
+def test_a_stock_model_takes_refconv_and_leni_by_config_and_computes_the_same(host):
+    cfg = get_config(STOCK[host])
+    init_default_scope(host)
+    cfg.model.pop('pretrained', None)
+    cfg.model.backbone.init_cfg = None
+    if host == 'mmseg':
+        cfg.model.backbone.norm_cfg.type = cfg.model.decode_head.norm_cfg.type = 'BN'
+        cfg.model.auxiliary_head = None
+    stock = ROOT_MODELS.build(copy.deepcopy(cfg.model))
+    cfg.merge_from_dict(
+        {
+            'model.backbone.type': 'mmext.swap_layers',
+            'model.backbone.model': cfg.model.backbone.type,
+            'model.backbone.rules': [dict(kernel_size=3, **REFCONV), LENI_RULE],
+        }
+    )
+    model = ROOT_MODELS.build(cfg.model)
+    assert type(model.backbone) is type(stock.backbone)
+    stem = 3 if host == 'mmseg' else 0  # ResNetV1c replaces the 7x7 of the stem by three 3x3
+    assert sum(isinstance(m, RefConv2d) for m in model.backbone.modules()) == 16 + stem
+    assert any(isinstance(m, LENI) for m in model.backbone.modules())
+
+    missing, unexpected = model.load_state_dict(stock.state_dict(), strict=False)
+    assert not unexpected
+    new = {f'backbone.{n}.' for n, m in model.backbone.named_modules() if isinstance(m, (RefConv2d, LENI))}
+    assert all(any(key.startswith(prefix) for prefix in new) for key in missing)
+    x = torch.randn(1, 3, 64, 64)
+    stock.eval()
+    model.eval()
+    for a, b in zip(stock.backbone(x), model.backbone(x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_shared_relu_gets_one_instance_per_call():
+    model = ROOT_MODELS.build(
+        dict(
+            type='mmext.swap_layers', model=dict(type='mmpretrain.ResNet', depth=50, base_channels=8), rules=[LENI_RULE]
+        )
+    )
+    sites = model.layer2[0].relu
+    assert isinstance(sites, CallSites)
+    assert [s.num_channels for s in sites] == [16, 16, 64]
+    assert isinstance(model.relu, LENI)
+
+    # Each call has its own parameters, and an interrupted forward leaves nothing out of step.
+    with torch.no_grad():
+        sites[1].neg_scale.fill_(1.0)
+    x = torch.randn(1, 64 // 2, 8, 8)
+    model.eval()
+    block = model.layer2[0]
+    x = torch.randn(1, block.conv1.in_channels, 8, 8)
+    expected = block(x)
+    with pytest.raises(RuntimeError):
+        block(torch.randn(1, block.conv1.in_channels + 1, 8, 8))
+    sites.next_site = 2
+    assert torch.equal(block(x), expected)
+    clone = copy.deepcopy(block)
+    clone.relu.next_site = 2
+    assert torch.equal(clone(x), expected)
+
+
+def test_activation_checkpointing_recomputes_with_the_right_instances():
+    cfg = dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=True)
+    rules = [dict(layer='ReLU', to=dict(type='mmext.LENI', norm_cfg=None, init_neg=0.3))]
+    plain = swap_layers(dict(cfg), rules)
+    checkpointed = swap_layers(dict(cfg, with_cp=True), rules)
+    checkpointed.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 3, 32, 32)
+    for model in (plain, checkpointed):
+        model.train()
+        for _ in range(2):
+            model(x.clone().requires_grad_())[-1].square().sum().backward()
+    for (name, a), (_, b) in zip(plain.named_parameters(), checkpointed.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=lambda m, name=name: f'{name}: {m}')
+
+
+@pytest.mark.parametrize(
+    ('rule', 'names'),
+    [
+        (dict(match=r'layer4\.1\.conv'), ['layer4.1.conv1', 'layer4.1.conv2']),
+        (dict(stage=2, stride=2, kernel_size=3), ['layer2.0.conv1']),
+        (dict(stage=(3, 4), kernel_size=3, first=1), ['layer3.0.conv1']),
+        (dict(kernel_size=(3, 3), stage=1, skip=r'\.1\.'), ['layer1.0.conv1', 'layer1.0.conv2']),
+        (dict(kernel_size=7), ['conv1']),
+        (dict(groups=1, stage=1, match='0.conv1'), ['layer1.0.conv1']),
+    ],
+)
+def test_rules_choose_layers(rule, names):
+    model = swapped([{**rule, **REFCONV}])
+    assert [n for n, m in model.named_modules() if isinstance(m, RefConv2d)] == names
+
+
+def test_depthwise_rule_on_a_stock_mobilenet():
+    cfg = dict(type='mmpretrain.MobileNetV2', widen_factor=0.25)
+    model = swap_layers(cfg, [dict(depthwise=True, **REFCONV)])
+    replaced = [m for m in model.modules() if isinstance(m, RefConv2d)]
+    assert len(replaced) == 17
+    assert all(m.groups == m.in_channels for m in replaced)
+
+
+def test_relu6_is_not_mistaken_for_relu_and_conv_modules_need_no_trial_run():
+    cfg = dict(type='mmpretrain.MobileNetV2', widen_factor=0.25)
+    with pytest.raises(ValueError, match='found no layer'):
+        swap_layers(cfg, [LENI_RULE])
+    model = swap_layers(cfg, [dict(layer='ReLU6', match='layer1', to=dict(type='mmext.LENI'))])
+    assert any(isinstance(m, LENI) for m in model.modules())
+
+
+def test_works_on_necks_heads_and_whole_models():
+    neck = dict(type='mmdet.FPN', in_channels=[8, 16], out_channels=8, num_outs=2)
+    assert isinstance(swap_layers(neck, [dict(match='fpn_convs', **REFCONV)]).fpn_convs[0].conv, RefConv2d)
+    init_default_scope('mmdet')
+    cfg = get_config(STOCK['mmdet']).model
+    cfg.backbone.init_cfg = None
+    head = ROOT_MODELS.build(dict(cfg.bbox_head, type='mmext.swap_layers', model='RetinaHead', rules=[LENI_RULE]))
+    assert isinstance(head.cls_convs[0].activate, LENI)
+    detector = ROOT_MODELS.build(
+        dict(cfg, type='mmext.swap_layers', model='RetinaNet', rules=[dict(match='bbox_head.*cls_convs', **REFCONV)])
+    )
+    assert isinstance(detector.bbox_head.cls_convs[0].conv, RefConv2d)
+
+
+def test_frozen_stages_freeze_the_new_layers_before_the_optimizer_is_built():
+    model = swap_layers(dict(RESNET, frozen_stages=1), [dict(kernel_size=3, **REFCONV), LENI_RULE])
+    assert not any(p.requires_grad for p in model.layer1.parameters())
+    assert all(p.requires_grad for p in model.layer2.parameters())
+
+
+def test_weights_of_a_built_model_are_kept_and_init_weights_keeps_the_map():
+    plain = ROOT_MODELS.build(RESNET)
+    x = torch.randn(1, 3, 32, 32)
+    plain.eval()
+    expected = plain(x)
+    model = swap_layers(plain, [dict(kernel_size=3, **REFCONV)])
+    for a, b in zip(model(x), expected, strict=True):
+        assert torch.equal(a, b)
+    model.init_weights()
+    assert not any(m.map_weight.any() for m in model.modules() if isinstance(m, RefConv2d))
+
+
+def test_a_layer_in_several_places_is_replaced_once():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    model = swap_layers(nn.Sequential(conv, nn.ReLU(), conv), [dict(match='^2$', **REFCONV)])
+    assert isinstance(model[0], RefConv2d)
+    assert model[0] is model[2]
+
+
+def test_log_tells_what_was_replaced(caplog):
+    import logging
+
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_instance('surgery', logger_name='surgery', log_level='INFO')
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger.addHandler(handler)
+    swapped([dict(kernel_size=7, **REFCONV)])
+    assert any('replaced 1 layers of ResNet' in r and 'conv1  Conv2d -> RefConv2d' in r for r in records)
+
+
+@pytest.mark.parametrize(
+    ('rules', 'error', 'message'),
+    [
+        ([dict(match='layr4.1.conv1', **REFCONV)], ValueError, r"found no layer.*nearest names are \['layer4.1.conv1'"),
+        ([dict(kernel_size=5, **REFCONV)], ValueError, "found no layer.*'kernel_size': 5"),
+        ([dict(to=dict(type='mmext.LENI'))], ValueError, "layer='ReLU'"),
+        ([dict(regex='conv', **REFCONV)], ValueError, r"rules take \['depthwise'"),
+        ([dict(match='conv')], ValueError, 'needs to=dict'),
+        ([dict(to=dict(type='mmext.RefConv'))], KeyError, 'mmext.RefConv2d'),
+        (
+            [dict(match='^conv1', to=dict(type='mmext.RefConv2d', map_kernel_size=9))],
+            ValueError,
+            'cannot put .* of conv1',
+        ),
+    ],
+)
+def test_bad_rules(rules, error, message):
+    with pytest.raises(error, match=message):
+        swapped(rules)
+
+
+def test_trial_run_that_fails_says_how_to_help():
+    with pytest.raises(ValueError, match='input_shape'):
+        swapped([LENI_RULE], input_shape=(5, 32, 32))

@@ -1,0 +1,97 @@
+"""Fold a trained model, prove that it computes the same, and write a checkpoint and a config that need no folding.
+
+Example:
+    python tools/deploy.py work_dirs/x/x.py work_dirs/x/epoch_12.pth deployed/x.pth --fuse-bn
+    python tools/test.py deployed/x.py deployed/x.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+
+import mmext
+from mmext.deploy import deploy, outputs_of
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config that the model was trained with')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out', help='checkpoint to write, OUT.pth; the config is written beside it as OUT.py')
+    parser.add_argument('--fuse-bn', action='store_true', help='also fuse batch norms into their convolutions')
+    parser.add_argument('--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'), help='size of the test input')
+    parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference that is accepted')
+    parser.add_argument('--force', action='store_true', help='overwrite OUT.pth and OUT.py')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
+    return parser.parse_args(argv)
+
+
+def milliseconds(models: list[nn.Module], inputs: torch.Tensor, rounds: int = 10) -> list[float]:
+    """Return the median single-thread CPU time of a forward of each model, measured in turns in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds + 1):
+        for model, spent in zip(models, times, strict=True):
+            start = time.thread_time()
+            outputs_of(model, inputs)
+            spent.append(1e3 * (time.thread_time() - start))
+    torch.set_num_threads(threads)
+    return [statistics.median(spent[1:]) for spent in times]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; return 0 on success."""
+    args = parse_args(argv)
+    out = Path(args.out)
+    if out.suffix != '.pth':
+        sys.exit(f'deploy writes a checkpoint and a config beside it and needs an OUT that ends in .pth, got {out}')
+    for existing in (p for p in (out, out.with_suffix('.py')) if p.exists() and not args.force):
+        sys.exit(f'{existing} exists and is not overwritten; choose another OUT or pass --force')
+
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+    state_dict = checkpoint.get('state_dict', checkpoint)
+
+    inputs = torch.randn(2, 3, *args.shape, generator=torch.Generator().manual_seed(0))
+    try:
+        trained, folded, cfg.model, error = deploy(cfg.model, state_dict, inputs, args.fuse_bn, args.tolerance)
+    except RuntimeError as refusal:
+        sys.exit(f'not deployed: {refusal}')
+
+    meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k == 'dataset_meta'}
+    meta['mmext'] = dict(version=mmext.__version__, source=str(args.checkpoint), max_relative_error=error)
+    # The weights are in the checkpoint; a config that loads others as well would undo them.
+    cfg.load_from, cfg.resume = None, False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix('.partial')
+    torch.save(dict(state_dict=folded.state_dict(), meta=meta), partial)
+    cfg.dump(out.with_suffix('.py'))
+    os.replace(partial, out)
+
+    count = [sum(p.numel() for p in m.parameters()) for m in (trained, folded)]
+    before, after = milliseconds([trained, folded], inputs)
+    print(f'largest relative difference of the outputs: {error:.2e}')
+    print(f'parameters: {count[0]:,} -> {count[1]:,}')
+    print(f'forward of {tuple(inputs.shape)}, one CPU thread: {before:.1f} ms -> {after:.1f} ms ({before / after:.2f}x)')
+    print(f'wrote {out} and {out.with_suffix(".py")}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
