@@ -100,8 +100,10 @@ def _scopes() -> tuple[list[str], list[str]]:
 
     import mmext
 
-    return [f'mmext       {mmext.__version__}; config scopes mmext:: -> {MODULE2PACKAGE["mmext"]}, mmseg:: -> '
-            f'{MODULE2PACKAGE["mmseg"]}'], []
+    return [
+        f'mmext       {mmext.__version__}; config scopes mmext:: -> {MODULE2PACKAGE["mmext"]}, mmseg:: -> '
+        f'{MODULE2PACKAGE["mmseg"]}'
+    ], []
 
 
 def _components() -> list[str]:

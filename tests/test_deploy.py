@@ -101,11 +101,11 @@ def test_surgery_on_the_whole_model_folds_too():
     cfg = detector()
     cfg['backbone'] = dict(type='ResNet', depth=18, base_channels=8)
     cfg.update(type='mmext.swap_layers', model='RetinaNet', rules=[dict(match='backbone|cls_convs', **REFCONV)])
-    _, folded, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    _, _, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
     assert error < 1e-5
     assert 'mmext' not in str(new_cfg)
     cfg['rules'] = [dict(match='backbone.*relu', **LENI_RULE)]
-    _, folded, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    _, _, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
     assert error < 1e-5
     assert new_cfg['type'] == 'mmext.folded'
 
@@ -161,7 +161,7 @@ def test_refuses_what_does_not_compute_the_same(monkeypatch):
             self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, bias=False
         ),
     )
-    with pytest.raises(RuntimeError, match='differs from the trained one by .* nothing was written'):
+    with pytest.raises(RuntimeError, match=r'differs from the trained one by .* nothing was written'):
         deploy(cfg, state, INPUTS)
 
 

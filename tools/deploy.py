@@ -31,7 +31,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', help='checkpoint to write, OUT.pth; the config is written beside it as OUT.py')
     parser.add_argument('--fuse-bn', action='store_true', help='also fuse batch norms into their convolutions')
-    parser.add_argument('--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'), help='size of the test input')
+    parser.add_argument(
+        '--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'), help='size of the test input'
+    )
     parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference that is accepted')
     parser.add_argument('--force', action='store_true', help='overwrite OUT.pth and OUT.py')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
@@ -88,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     before, after = milliseconds([trained, folded], inputs)
     print(f'largest relative difference of the outputs: {error:.2e}')
     print(f'parameters: {count[0]:,} -> {count[1]:,}')
-    print(f'forward of {tuple(inputs.shape)}, one CPU thread: {before:.1f} ms -> {after:.1f} ms ({before / after:.2f}x)')
+    print(
+        f'forward of {tuple(inputs.shape)}, one CPU thread: {before:.1f} ms -> {after:.1f} ms ({before / after:.2f}x)'
+    )
     print(f'wrote {out} and {out.with_suffix(".py")}')
     return 0
 

@@ -62,6 +62,8 @@ class GeneratedConv2d(ExtConv2d):
     def _generate(self) -> tuple[Tensor, Tensor | None]:
         source = next((t for t in (*self.parameters(), *self.buffers())), None)
         device = 'cpu' if source is None else source.device.type
+        if not torch.amp.is_autocast_available(device):  # the meta device
+            return self.generate_kernel(), self.generate_bias()
         with torch.autocast(device, enabled=False):
             return self.generate_kernel(), self.generate_bias()
 

@@ -1,0 +1,263 @@
+"""FalconNet: the LightNet architecture, into which any light block is put by config."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule, ModuleList, Sequential
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmext.blocks.build import with_num_channels
+from mmext.blocks.light_block import LIGHT_BLOCKS
+from mmext.registry import MODELS
+
+__all__ = ['FalconNet']
+
+
+class _Stem(BaseModule):
+    """Four convolutions to stride 4: k x k with stride 2, depthwise, pointwise, depthwise with stride 2.
+
+    (N, 3, H, W) to (N, C, ceil(H/4), ceil(W/4)). The shortcut spans the middle two, where the shapes match.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        shortcut: bool,
+        conv_cfg: dict | None,
+        norm_cfg: dict,
+        act_cfg: dict | None,
+    ) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        both = dict(norm_cfg=norm_cfg, act_cfg=with_num_channels(act_cfg, channels))
+        spatial = dict(kernel_size=3, padding=1, conv_cfg=conv_cfg, **both)
+        self.conv = ConvModule(in_channels, channels, stride=2, **spatial)
+        self.depthwise = ConvModule(channels, channels, groups=channels, **spatial)
+        self.pointwise = ConvModule(channels, channels, 1, **both)
+        self.subsample = ConvModule(channels, channels, stride=2, groups=channels, **spatial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        y = self.pointwise(self.depthwise(x))
+        return self.subsample(x + y if self.shortcut else y)
+
+
+@MODELS.register_module()
+class FalconNet(BaseModule):
+    """Light-weight backbone: LightNet with a pluggable block, by default the Meta Light Block with RepSO and RefCO.
+
+    Cai and Shen, *FalconNet: Factorization for the Light-weight ConvNets*, 2023, arXiv 2306.06365.
+
+    LightNet is a stem to stride 4 and stages of equal blocks; between the stages a 2x2 convolution with stride 2 and one
+    group per input channel halves the size and widens the maps. Every stride lives in the stem or between stages, so any
+    block that keeps its shape fits. Depths, widths, the stem's sequence and the subsampling are the paper's; the stem's
+    width and the place of its shortcut, the expansion, RepSO's branches, RefCO's groups and the head's width are our
+    reading, each an argument. No accuracy or size published for the paper's network is claimed for this one.
+
+    Args:
+        arch: ``'base'`` or ``dict(depths=..., channels=...)`` with one number per stage. Each width is a multiple of the one
+            before.
+        block: What the stages are made of: a config, a name of ``mmext.blocks.LIGHT_BLOCKS`` (e.g. ``'mobilenet_v2'``), or
+            one of these per stage. A block takes ``channels``, ``drop_path_rate``, ``with_cp``, ``conv_cfg``,
+            ``norm_cfg`` and ``act_cfg``, and keeps the shape of its input.
+        in_channels: Channels of the image.
+        out_indices: Stages whose maps are returned, negative ones counted from the last. Stages after the last of them are
+            not built, so that every parameter gets a gradient.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+        norm_eval: Whether batch norms keep their running statistics fixed in training.
+        head_channels: Width of a 1x1 convolution on top of the last stage's map, 1280 for the classifier of the paper's
+            kind; None, as detection and segmentation want it, leaves it out.
+        stem_shortcut: Whether the stem has its shortcut.
+        drop_path_rate: Drop probability of the last block; it rises linearly from 0 at the first.
+        with_cp: Whether blocks recompute their activations in the backward pass to save memory.
+        conv_cfg: Conv layer of the stem's k x k convolutions and of every spatial operator that is a plain ``Conv2d``, e.g.
+            ``dict(type='mmext.RefConv2d')``, which turns a network trained with
+            ``block=dict(type='mmext.MetaLightBlock', spatial=dict(type='Conv2d'))`` into its refocusing stage. 1x1 and
+            subsampling convolutions, and operators with a name of their own, stay what they are.
+        norm_cfg: Norm everywhere.
+        act_cfg: Activation everywhere; ``num_channels`` is filled in where it takes it (``mmext.LENI``).
+        init_cfg: As everywhere in mmengine.
+
+    Shape:
+        (N, 3, H, W) to a tuple of (N, C_i, H_i, W_i). The stem rounds sizes up, the subsampling down: with
+        H_0 = ceil(H/4), H_i = floor(H_(i-1)/2). With four stages H and W must be at least 29.
+
+    Attributes:
+        out_channels: Channels of the returned maps.
+        out_strides: Strides of the returned maps.
+
+    Raises:
+        ValueError: If ``arch``, ``out_indices``, ``frozen_stages``, ``block`` or ``head_channels`` contradict each other, or
+            an image is too small.
+    """
+
+    #: By name; the widths and depths of 'base' are the paper's.
+    arch_zoo = {'base': dict(depths=(3, 3, 9, 3), channels=(32, 64, 128, 256))}
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        block: str | dict | Sequence[str | dict] = dict(type='mmext.MetaLightBlock'),  # noqa: B006
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        head_channels: int | None = None,
+        stem_shortcut: bool = True,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict = dict(type='BN'),  # noqa: B006
+        act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        depths, channels = _resolve_arch(arch, self.arch_zoo)
+        self.out_indices = _resolve_indices(out_indices, len(depths))
+        blocks = _resolve_blocks(block, len(depths))
+        num_stages = self.out_indices[-1] + 1
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'FalconNet needs frozen_stages from -1 to {num_stages} (the stages built), got {frozen_stages}'
+            )
+        if head_channels is not None and num_stages < len(depths):
+            raise ValueError(
+                f'FalconNet puts head_channels={head_channels} on the last stage, which {out_indices=} does '
+                'not return; add it to out_indices or drop head_channels'
+            )
+        self.depths = depths[:num_stages]
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+        self.stem = _Stem(in_channels, channels[0], stem_shortcut, conv_cfg, norm_cfg, act_cfg)
+        rates = iter([drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))])
+        common = dict(with_cp=with_cp, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.stages = ModuleList()
+        for i in range(num_stages):
+            stage = OrderedDict()
+            if i:
+                before, here = channels[i - 1 : i + 1]
+                stage['subsample'] = ConvModule(
+                    before, here, 2, stride=2, groups=before, norm_cfg=norm_cfg, act_cfg=None
+                )
+            stage['blocks'] = Sequential(
+                *(
+                    MODELS.build({**common, **blocks[i], 'channels': channels[i], 'drop_path_rate': next(rates)})
+                    for _ in range(depths[i])
+                )
+            )
+            self.stages.append(Sequential(stage))
+        self.head = None
+        self.out_channels = tuple(channels[i] for i in self.out_indices)
+        if head_channels is not None:
+            self.head = ConvModule(
+                channels[-1], head_channels, 1, norm_cfg=norm_cfg, act_cfg=with_num_channels(act_cfg, head_channels)
+            )
+            self.out_channels = (*self.out_channels[:-1], head_channels)
+        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map images, (N, 3, H, W), to the maps of ``out_indices``."""
+        smallest = 4 * 2 ** (len(self.stages) - 1) - 3
+        if min(x.shape[-2:]) < smallest:
+            raise ValueError(
+                f'FalconNet with {len(self.stages)} stages needs images of at least {smallest} pixels a side, got '
+                f'{tuple(x.shape[-2:])}; enlarge them or return fewer stages by out_indices'
+            )
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(x)
+        if self.head is not None:
+            outs[-1] = self.head(outs[-1])
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> FalconNet:
+        """Switch the mode; frozen stages, and with ``norm_eval`` all batch norms, stay in eval mode."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages >= 0:
+            for part in (self.stem, *self.stages[: self.frozen_stages]):
+                part.eval()
+                part.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the depth of a parameter and the number of depths, for a layer-wise learning rate.
+
+        The stem is 0, the blocks follow one by one, a subsampling layer counts to the block after it, and the head and
+        everything outside of the backbone come last.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: What the names of this backbone's parameters start with, e.g. ``'backbone.'``.
+        """
+        num_layers = sum(self.depths) + 2
+        parts = param_name[len(prefix) :].split('.')
+        if not param_name.startswith(prefix) or parts[0] not in ('stem', 'stages'):
+            return num_layers - 1, num_layers
+        if parts[0] == 'stem':
+            return 0, num_layers
+        stage = int(parts[1])
+        block = int(parts[3]) if parts[2] == 'blocks' else 0
+        return 1 + sum(self.depths[:stage]) + block, num_layers
+
+    def switch_to_deploy(self) -> None:
+        """Fold everything that folds, in place; outputs in eval mode stay the same."""
+        from mmext.deploy import fold
+
+        fold(self)
+
+
+def _resolve_arch(arch: str | dict, zoo: dict[str, dict]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if isinstance(arch, str):
+        if arch not in zoo:
+            raise ValueError(
+                f'FalconNet knows the archs {sorted(zoo)}, got {arch!r}; or pass dict(depths=..., channels=...)'
+            )
+        arch = zoo[arch]
+    if set(arch) != {'depths', 'channels'}:
+        raise ValueError(f'FalconNet needs arch=dict(depths=..., channels=...), got the keys {sorted(arch)}')
+    depths, channels = tuple(arch['depths']), tuple(arch['channels'])
+    if not depths or len(depths) != len(channels) or min(depths) < 1:
+        raise ValueError(f'FalconNet needs one positive depth and one width per stage, got {depths=}, {channels=}')
+    if any(b % a for a, b in pairwise(channels)):
+        raise ValueError(f'FalconNet needs each width to be a multiple of the one before, got {channels=}')
+    return depths, channels
+
+
+def _resolve_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    if not given or not all(-num_stages <= i < num_stages for i in given):
+        raise ValueError(f'FalconNet needs out_indices within its {num_stages} stages, got {out_indices}')
+    indices = tuple(i % num_stages for i in given)
+    if list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f'FalconNet returns maps from large to small and needs ascending out_indices, got {out_indices}'
+        )
+    return indices
+
+
+def _resolve_blocks(block: str | dict | Sequence[str | dict], num_stages: int) -> list[dict]:
+    blocks = [block] * num_stages if isinstance(block, (str, dict)) else list(block)
+    if len(blocks) != num_stages:
+        raise ValueError(f'FalconNet needs one block or one per stage, got {len(blocks)} for {num_stages} stages')
+    unknown = [b for b in blocks if isinstance(b, str) and b not in LIGHT_BLOCKS]
+    if unknown:
+        raise ValueError(f'FalconNet knows the blocks {sorted(LIGHT_BLOCKS)}, got {unknown[0]!r}; or pass a config')
+    return [LIGHT_BLOCKS[b] if isinstance(b, str) else b for b in blocks]

@@ -1,0 +1,61 @@
+"""Spatial operators that are no conv layers of their own. A depthwise one is any conv layer, e.g. ``Conv2d``."""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from mmext.blocks.build import with_num_channels
+from mmext.registry import MODELS
+
+__all__ = ['PartialSO']
+
+
+@MODELS.register_module()
+class PartialSO(nn.Module):
+    """Spatial operator of FasterNet (Chen et al., 2023, arXiv 2303.03667): convolve a part of the channels, keep the rest.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: The same number.
+        ratio: One of how many channels is convolved, densely among themselves.
+        kernel_size: Of the convolution.
+        conv_cfg: Its conv layer.
+        norm_cfg: Norm of the convolved channels; FasterNet has none.
+        act_cfg: Activation of the convolved channels; FasterNet has none.
+
+    Raises:
+        ValueError: If ``out_channels`` differs from ``in_channels`` or ``ratio`` does not divide them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        ratio: int = 4,
+        kernel_size: int = 3,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if in_channels != out_channels or in_channels % ratio:
+            raise ValueError(
+                f'PartialSO keeps its channels, a multiple of ratio, got {in_channels=}, {out_channels=}, {ratio=}'
+            )
+        self.part = in_channels // ratio
+        self.conv = ConvModule(
+            self.part,
+            self.part,
+            kernel_size,
+            padding=kernel_size // 2,
+            bias=False,
+            conv_cfg=conv_cfg,
+            norm_cfg=norm_cfg,
+            act_cfg=with_num_channels(act_cfg, self.part),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to the same shape."""
+        return torch.cat((self.conv(x[:, : self.part]), x[:, self.part :]), dim=1)

@@ -1,0 +1,92 @@
+"""Train any model of mmdet, mmseg or mmpretrain, with or without parts of mmext, from a config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
+from mmengine.runner import Runner
+
+from mmext import cli
+from mmext.hooks.checkpoint_guard import newest_loadable
+
+AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'mmext.SAGDOptimWrapper': 'mmext.SAGDAmpOptimWrapper'}
+
+
+def main(argv: Sequence[str] | None = None) -> Runner:
+    """Parse the command line, train, and return the runner."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint; without a value, from the newest one of the work dir that is intact',
+    )
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    cli.add_common_arguments(parser)
+    args = cli.parse(parser, argv)
+    cfg = cli.load_config(args)
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        enable_auto_scale_lr(cfg)
+    keep_one_spare(cfg)
+    choose_start(cfg, args.resume)
+    runner = cli.build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def enable_amp(cfg: Config) -> None:
+    """Replace the optimizer wrapper by the one that does the same in mixed precision."""
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in (*AMP_WRAPPERS, *AMP_WRAPPERS.values()):
+        raise cli.UsageError(
+            f'--amp replaces the optimizer wrappers {", ".join(AMP_WRAPPERS)}, got {kind}; set its mixed-precision '
+            'counterpart in the config and leave out --amp'
+        )
+    if not (is_cuda_available() or is_npu_available() or is_mlu_available() or is_musa_available()):
+        raise cli.UsageError('--amp needs an accelerator (mmengine has no mixed precision on the CPU); leave it out')
+    wrapper.type = AMP_WRAPPERS.get(kind, kind)
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Switch the learning rate's scaling on, as the config describes it."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise cli.UsageError(
+            '--auto-scale-lr needs the batch size that the learning rate was chosen for; '
+            'add auto_scale_lr = dict(base_batch_size=N) to the config'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def keep_one_spare(cfg: Config) -> None:
+    """CheckpointHook deletes the old file before it writes the new one: with one kept, a kill in between loses all."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
+    if hook and hook.get('max_keep_ckpts') == 1:
+        hook['max_keep_ckpts'] = 2
+        cli.warn('max_keep_ckpts raised from 1 to 2: while one checkpoint is written another one must exist')
+
+
+def choose_start(cfg: Config, resume: str | None) -> None:
+    """Decide from which checkpoint to start; the argument wins over ``resume`` and ``load_from`` of the config."""
+    if resume is not None:
+        cfg.resume, cfg.load_from = True, None if resume == 'auto' else resume
+    if cfg.get('resume') and not cfg.get('load_from'):
+        cfg.load_from = newest_loadable(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
+        if not cfg.resume:
+            cli.warn(f'nothing to resume in {cfg.work_dir} yet: the run starts from the beginning')
+    elif cfg.get('load_from'):
+        cli.use_checkpoint(cfg, cfg.load_from)
+
+
+if __name__ == '__main__':
+    cli.run(main)
