@@ -43,10 +43,11 @@ def _fold(module: nn.Module, done: dict[int, nn.Module], in_switched: bool) -> n
     if id(module) in done:
         return done[id(module)]
     result = module
-    if callable(getattr(module, 'fold', None)):
-        result = module.fold()
-    elif hasattr(module, 'switch_to_deploy') and not in_switched and not type(module).__module__.startswith('mmext.'):
-        module.switch_to_deploy()
+    folding, switch = getattr(module, 'fold', None), getattr(module, 'switch_to_deploy', None)
+    if callable(folding):
+        result = folding()
+    elif callable(switch) and not in_switched and not type(module).__module__.startswith('mmext.'):
+        switch()
         in_switched = True
     # The replaced module is kept alive in the table: its id must not be given to another while the walk goes on.
     done[id(module)] = done[id(result)] = result
@@ -129,8 +130,8 @@ def deploy(
         rebuilt = ROOT_MODELS.build(copy.deepcopy(new_cfg)).eval()
         try:
             _load(rebuilt, weights)
-        except RuntimeError as error:
-            failures.append(str(error))
+        except RuntimeError as misfit:
+            failures.append(str(misfit))
             continue
         error = max_relative_error(reference, outputs_of(rebuilt, inputs))
         if error <= tolerance:
@@ -159,7 +160,7 @@ def _wrapped(cfg: Any, fuse_bn: bool) -> dict:
     return dict(type='mmext.folded', model=cfg, **(dict(fuse_bn=True) if fuse_bn else {}))
 
 
-def _by_component(model_cfg: dict, weights: Mapping[str, Tensor], fuse_bn: bool) -> dict:
+def _by_component(model_cfg: Mapping, weights: Mapping[str, Tensor], fuse_bn: bool) -> dict:
     """Return the config of the folded model: each component in stock form if that has the folded weights, else wrapped."""
     stock = _stock_form(model_cfg)
     built = {k: v.shape for k, v in ROOT_MODELS.build(copy.deepcopy(stock)).state_dict().items()}

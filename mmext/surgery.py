@@ -70,7 +70,8 @@ class Rule:
             return False
         if self.stage is not None:
             found = re.search(r'\b(?:layer|stage|stages\.)(\d+)\b', name)
-            if not found or int(found[1]) not in _as_tuple(self.stage, 1):
+            stages = (self.stage,) if isinstance(self.stage, int) else self.stage
+            if not found or int(found[1]) not in stages:
                 return False
         if self.depthwise is not None:
             depthwise = (
@@ -81,15 +82,15 @@ class Rule:
         return all(
             wanted is None or getattr(module, key, None) == wanted
             for key, wanted in (
-                ('kernel_size', _as_tuple(self.kernel_size, 2)),
-                ('stride', _as_tuple(self.stride, 2)),
+                ('kernel_size', _as_pair(self.kernel_size)),
+                ('stride', _as_pair(self.stride)),
                 ('groups', self.groups),
             )
         )
 
 
-def _as_tuple(value: int | Sequence[int] | None, length: int) -> tuple[int, ...] | None:
-    return value if value is None else (value,) * length if isinstance(value, int) else tuple(value)
+def _as_pair(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    return value if value is None else (value, value) if isinstance(value, int) else tuple(value)
 
 
 class CallSites(nn.ModuleList):
@@ -154,8 +155,7 @@ def swap_layers(
         ValueError: If a rule matches nothing (the nearest names are shown), or a new layer refuses the old one's arguments.
     """
     built = build_wrapped(model, model_args)
-    rules = [_parse(rule) for rule in rules]
-    chosen = _choose(built, rules)
+    chosen = _choose(built, [_parse(rule) for rule in rules])
     sites = _trace_activations(
         built, {id(m): m for m, rule in chosen.values() if not isinstance(m, nn.Conv2d)}, input_shape
     )
@@ -167,7 +167,7 @@ def swap_layers(
         parent = built.get_submodule(name.rpartition('.')[0])
         if id(old) not in replaced:
             try:
-                replaced[id(old)] = _replacement(old, rule, sites.get(id(old)), _caller(built, name))
+                replaced[id(old)] = _replacement(old, rule, sites.get(id(old), []), _caller(built, name))
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f'swap_layers cannot put {rule.to["type"]} in the place of {name} ({old}): {error}'
@@ -296,7 +296,7 @@ def _trial_input(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor 
     return like.new_zeros(1, *input_shape)
 
 
-def _replacement(old: nn.Module, rule: Rule, sites: list[int] | None, parent: nn.Module) -> nn.Module:
+def _replacement(old: nn.Module, rule: Rule, sites: list[int], parent: nn.Module) -> nn.Module:
     if isinstance(old, nn.Conv2d):
         keys = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
         new = ROOT_MODELS.build({**{k: getattr(old, k) for k in keys}, 'bias': old.bias is not None, **rule.to})

@@ -177,6 +177,16 @@ def test_compiles_as_one_graph(name, training):
 
 
 @pytest.mark.parametrize('name', FAMILY)
+def test_traces_and_runs_on_the_meta_device(name):
+    layer = build(name, padding=1).eval()
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, x)
+        torch.testing.assert_close(traced(x), layer(x))
+        assert layer.to('meta')(x.to('meta')).shape == x.shape
+
+
+@pytest.mark.parametrize('name', FAMILY)
 def test_conv_module_takes_it(name):
     module = ConvModule(8, 8, 3, padding=1, groups=8, conv_cfg=dict(type=f'mmext.{name}'), norm_cfg=dict(type='BN'))
     assert type(module.conv) is MODELS.get(name)

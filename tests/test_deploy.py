@@ -182,6 +182,8 @@ def test_max_relative_error():
 
 def test_the_tool_end_to_end(tmp_path, capsys):
     """The written config and checkpoint load without folding anything; nothing existing is overwritten."""
+    from mmext.cli import UsageError
+    from mmext.hooks.checkpoint_guard import CheckpointError
     from tools.deploy import main
 
     cfg = detector()
@@ -190,7 +192,7 @@ def test_the_tool_end_to_end(tmp_path, capsys):
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(CLASSES=('a',)), seed=1)), tmp_path / 'train.pth')
     out = tmp_path / 'out' / 'model.pth'
     argv = [str(tmp_path / 'train.py'), str(tmp_path / 'train.pth'), str(out), '--shape', '64', '64']
-    assert main(argv) == 0
+    main(argv)
     printed = capsys.readouterr().out
     assert 'largest relative difference' in printed
     assert 'one CPU thread' in printed
@@ -202,8 +204,11 @@ def test_the_tool_end_to_end(tmp_path, capsys):
     model = ROOT_MODELS.build(new_cfg.model)
     model.load_state_dict(saved['state_dict'])
 
-    with pytest.raises(SystemExit, match='exists and is not overwritten'):
+    with pytest.raises(UsageError, match='exists and is not overwritten'):
         main(argv)
-    assert main([*argv, '--force']) == 0
-    with pytest.raises(SystemExit, match=r'ends in \.pth'):
+    main([*argv, '--force'])
+    with pytest.raises(UsageError, match=r'ends in \.pth'):
         main([*argv[:2], str(tmp_path / 'model')])
+    (tmp_path / 'broken.pth').write_bytes(out.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match='truncated or corrupt'):
+        main([argv[0], str(tmp_path / 'broken.pth'), *argv[2:], '--force'])

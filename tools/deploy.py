@@ -10,21 +10,22 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 import mmext
+from mmext import cli
 from mmext.deploy import deploy, outputs_of
+from mmext.hooks.checkpoint_guard import read_checkpoint
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config that the model was trained with')
@@ -54,27 +55,31 @@ def milliseconds(models: list[nn.Module], inputs: torch.Tensor, rounds: int = 10
     return [statistics.median(spent[1:]) for spent in times]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool; return 0 on success."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, fold, compare and write."""
     args = parse_args(argv)
     out = Path(args.out)
     if out.suffix != '.pth':
-        sys.exit(f'deploy writes a checkpoint and a config beside it and needs an OUT that ends in .pth, got {out}')
+        raise cli.UsageError(
+            f'deploy writes a checkpoint and a config beside it and needs an OUT that ends in .pth, got {out}'
+        )
     for existing in (p for p in (out, out.with_suffix('.py')) if p.exists() and not args.force):
-        sys.exit(f'{existing} exists and is not overwritten; choose another OUT or pass --force')
+        raise cli.UsageError(f'{existing} exists and is not overwritten; choose another OUT or pass --force')
 
+    if not Path(args.config).is_file():
+        raise cli.UsageError(f'config {args.config} does not exist; check the path')
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+    checkpoint = read_checkpoint(args.checkpoint)
     state_dict = checkpoint.get('state_dict', checkpoint)
 
     inputs = torch.randn(2, 3, *args.shape, generator=torch.Generator().manual_seed(0))
     try:
         trained, folded, cfg.model, error = deploy(cfg.model, state_dict, inputs, args.fuse_bn, args.tolerance)
     except RuntimeError as refusal:
-        sys.exit(f'not deployed: {refusal}')
+        raise cli.UsageError(f'not deployed: {refusal}') from refusal
 
     meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k == 'dataset_meta'}
     meta['mmext'] = dict(version=mmext.__version__, source=str(args.checkpoint), max_relative_error=error)
@@ -94,8 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         f'forward of {tuple(inputs.shape)}, one CPU thread: {before:.1f} ms -> {after:.1f} ms ({before / after:.2f}x)'
     )
     print(f'wrote {out} and {out.with_suffix(".py")}')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.run(main)

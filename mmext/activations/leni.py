@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,9 +114,9 @@ class LENI(nn.Module):
 
     def fold(self) -> LENI:
         """Return the same activation with its normalisation folded into T, which thereby gets a bias."""
-        if not isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
-            return self
         folded = copy.deepcopy(self).eval()
+        if not isinstance(folded.norm, nn.modules.batchnorm._BatchNorm):
+            return self
         folded.transform = nn.utils.fuse_conv_bn_eval(folded.transform, folded.norm)
         folded.norm = nn.Identity()
         return folded.train(self.training)
@@ -151,7 +152,7 @@ class LENIConv(BaseModule):
         norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
         leni_cfg: dict | None = None,
         init_cfg: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(init_cfg)
         if out_channels % 2:

@@ -145,7 +145,7 @@ class MetaLightBlock(MetaBasicBlock):
         expansion: float = 4,
         spatial: dict | None = dict(type='mmext.RepSO2d'),  # noqa: B006
         channel: dict | tuple[dict, dict] = dict(type='mmext.RefCO'),  # noqa: B006
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         first, second = (channel, channel) if isinstance(channel, dict) else channel
         super().__init__(channels, expansion, co1=first, so2=spatial, co2=second, **kwargs)

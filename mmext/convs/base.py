@@ -18,6 +18,12 @@ class ExtConv2d(nn.Conv2d):
     Subclasses take every argument of ``nn.Conv2d`` with its defaults, then their own as keywords.
     """
 
+    # torch types the geometry for any number of dimensions; here there are two.
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+
     def init_weights(self) -> None:
         """Initialise the layer as its constructor does."""
         self.reset_parameters()

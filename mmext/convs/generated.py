@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,7 @@ class GeneratedConv2d(ExtConv2d):
 
     plain = False
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._cache: tuple[tuple, Tensor, Tensor | None] | None = None
 
@@ -50,7 +52,7 @@ class GeneratedConv2d(ExtConv2d):
         """Return the generated kernel and bias, from the cache where that is valid."""
         sources = [*self.parameters(), *self.buffers()]
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-        if self.training or differentiable or torch.compiler.is_compiling():
+        if self.training or differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._generate()
         token = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in sources)
         if self._cache is None or self._cache[0] != token:
@@ -60,9 +62,9 @@ class GeneratedConv2d(ExtConv2d):
         return self._cache[1:]
 
     def _generate(self) -> tuple[Tensor, Tensor | None]:
-        source = next((t for t in (*self.parameters(), *self.buffers())), None)
-        device = 'cpu' if source is None else source.device.type
-        if not torch.amp.is_autocast_available(device):  # the meta device
+        sources = [*self.parameters(), *self.buffers()]
+        device = sources[0].device.type if sources else 'cpu'
+        if device == 'meta':  # it has no autocast to switch off
             return self.generate_kernel(), self.generate_bias()
         with torch.autocast(device, enabled=False):
             return self.generate_kernel(), self.generate_bias()
@@ -77,7 +79,7 @@ class GeneratedConv2d(ExtConv2d):
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:
         """Return the plain convolution that computes the same as this layer does in eval mode."""
-        kernel, bias = (None if t is None else t.detach() for t in self._generate())
+        kernel, bias = self._generate()
         plain = nn.utils.skip_init(
             nn.Conv2d,
             self.in_channels,
@@ -101,7 +103,7 @@ class GeneratedConv2d(ExtConv2d):
         self._cache = None
         return super().train(mode)
 
-    def _apply(self, *args, **kwargs) -> GeneratedConv2d:
+    def _apply(self, *args: Any, **kwargs: Any) -> GeneratedConv2d:
         self._cache = None
         return super()._apply(*args, **kwargs)
 
@@ -123,7 +125,7 @@ class GeneratedConv2d(ExtConv2d):
         if (key := f'{prefix}weight') in destination and not self.plain:
             destination[key] = destination[key].unsqueeze(0)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._cache = None
         weight = state_dict.get(key := f'{prefix}weight')
         if weight is not None and weight.ndim == 5 and not self.plain:

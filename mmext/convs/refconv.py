@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ class RefConv2d(GeneratedConv2d):
     official basis starts as zeros, from which nothing can be learned.
     """
 
-    def __init__(self, *args, map_kernel_size: int = 3, map_init: str = 'zero', **kwargs) -> None:
+    def __init__(self, *args: Any, map_kernel_size: int = 3, map_init: str = 'zero', **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.plain = self.kernel_size == (1, 1)
         if map_kernel_size % 2 == 0 or (map_kernel_size > min(self.kernel_size) and not self.plain):

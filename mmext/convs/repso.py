@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,20 +54,21 @@ class RepSO2d(GeneratedConv2d):
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         branches: Sequence[str] = ('kxk', '1x1', 'identity'),
         norm_cfg: dict = dict(type='BN'),  # noqa: B006
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if not all(k % 2 for k in self.kernel_size):
             raise ValueError(f'RepSO2d centres its branches and needs an odd kernel_size, got {self.kernel_size}')
-        self.weight = None
+        self.register_parameter('weight', None)
         same_channels = self.in_channels == self.out_channels
         impossible = (
             () if same_channels and self.stride == (1, 1) else ('identity',) if same_channels else ('identity', 'avg')
         )
-        self.branches = nn.ModuleList(_Branch(self, kind, norm_cfg) for kind in branches if kind not in impossible)
+        # Any, because torch does not tell what a ModuleList holds.
+        self.branches: Any = nn.ModuleList(_Branch(self, kind, norm_cfg) for kind in branches if kind not in impossible)
         if not self.branches:
             raise ValueError(
                 f'RepSO2d has no branch left of {tuple(branches)} for in_channels={self.in_channels}, '
@@ -99,12 +101,7 @@ class RepSO2d(GeneratedConv2d):
         return F.pad(x, pads, mode='constant' if self.padding_mode == 'zeros' else self.padding_mode)
 
     def generate_kernel(self) -> Tensor:
-        kernel = 0
-        for branch in self.branches:
-            scale, _ = branch.affine()
-            rows, cols = ((k - b) // 2 for k, b in zip(self.kernel_size, branch.size, strict=True))
-            kernel = kernel + F.pad(branch.weight * scale.view(-1, 1, 1, 1), (cols, cols, rows, rows))
-        return kernel
+        return sum(branch.padded_kernel(self.kernel_size) for branch in self.branches)
 
     def generate_bias(self) -> Tensor:
         shift = sum(branch.affine()[1] for branch in self.branches)
@@ -150,13 +147,20 @@ class _Branch(nn.Module):
                 x = F.conv2d(x, self.weight, None, conv.stride, 0, conv.dilation, conv.groups)
         return self.norm(x)
 
+    def padded_kernel(self, full: tuple[int, int]) -> Tensor:
+        """Return what the branch adds to a kernel of size ``full`` in eval mode."""
+        scale, _ = self.affine()
+        rows, cols = ((k - b) // 2 for k, b in zip(full, self.size, strict=True))
+        return F.pad(self.weight * scale.view(-1, 1, 1, 1), (cols, cols, rows, rows))
+
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return the scale and shift, (Co,) each, that the norm applies in eval mode."""
         norm = self.norm
-        scale = (norm.running_var + norm.eps).rsqrt()
+        mean, var = norm.get_buffer('running_mean'), norm.get_buffer('running_var')
+        scale = (var + norm.eps).rsqrt()
         if norm.affine:
             scale = scale * norm.weight
-        shift = -norm.running_mean * scale
+        shift = -mean * scale
         return scale, shift + norm.bias if norm.affine else shift
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class _PyramidHead(BaseModule):
         # The scope is spelt out: the default scope of the run may be another host's, which has a loss of this name too.
         loss = loss or {'type': 'mmpretrain.CrossEntropyLoss'}
         cls_head = {'type': 'mmpretrain.ClsHead', 'loss': loss, 'topk': topk, 'cal_acc': cal_acc}
-        self.cls_head = build_from_host(cls_head, type(self).__name__)
+        self.cls_head: Any = build_from_host(cls_head, type(self).__name__)
 
     def pool(self, feats: Sequence[Tensor]) -> list[Tensor]:
         """Pool each stage to a vector (N, C_i * pool_size ** 2); vectors (N, C_i) of a pooling neck pass through."""
@@ -56,7 +57,7 @@ class _PyramidHead(BaseModule):
         """Return the pooled vectors of all stages, concatenated."""
         return torch.cat(self.pool(feats), dim=1)
 
-    def loss(self, feats: Sequence[Tensor], data_samples: list, **kwargs) -> dict[str, Tensor]:
+    def loss(self, feats: Sequence[Tensor], data_samples: list, **kwargs: Any) -> dict[str, Tensor]:
         """Return the losses of a batch, as mmpretrain's heads do."""
         return self.cls_head.loss((self(feats),), data_samples, **kwargs)
 
@@ -86,7 +87,7 @@ class PyramidLinearHead(_PyramidHead):
         ValueError: In ``forward``, if number or width of the maps is not that of ``in_channels``.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fc = nn.Linear(sum(self.pooled_channels), self.num_classes)
 
@@ -142,7 +143,7 @@ class InterflowHead(_PyramidHead):
         bias: bool = False,
         init: str = 'mean',
         aux_loss_weight: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(in_channels, num_classes, **kwargs)
         if attention not in ('soft', 'hard') or normalize not in (None, 'softmax'):
@@ -200,7 +201,7 @@ class InterflowHead(_PyramidHead):
         """Return the fused scores, (N, num_classes)."""
         return self.fuse(self.branch_logits(feats))
 
-    def loss(self, feats: Sequence[Tensor], data_samples: list, **kwargs) -> dict[str, Tensor]:
+    def loss(self, feats: Sequence[Tensor], data_samples: list, **kwargs: Any) -> dict[str, Tensor]:
         """Return the losses of a batch, and the learned branch weights for the log."""
         logits = self.branch_logits(feats)
         losses = self.cls_head.loss((self.fuse(logits),), data_samples, **kwargs)

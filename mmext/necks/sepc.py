@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ __all__ = ['SEPC', 'PConv', 'PConvNeck', 'ScaleEqualizingConv2d', 'integrated_no
 
 class _ZeroConv2d(ExtConv2d):
     """A convolution that starts as zero, and stays so whatever its host initialises."""
+
+    bias: Tensor
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -45,6 +48,9 @@ class ScaleEqualizingConv2d(ExtConv2d):
     Raises:
         ImportError: In ``__init__`` with ``deform=True`` where mmcv was built without its compiled operators.
     """
+
+    bias: Tensor
+    padding: tuple[int, int]
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1, deform: bool = False
@@ -88,7 +94,7 @@ class ScaleEqualizingConv2d(ExtConv2d):
         return out[..., :height, :width]
 
 
-def _deform_conv2d():
+def _deform_conv2d() -> Callable[..., Tensor]:
     try:
         from mmcv.ops import deform_conv2d
     except ImportError as error:
@@ -127,7 +133,7 @@ def _build_norm(ibn: bool, norm_cfg: dict | None, channels: int) -> nn.Module:
 
 def _absorb(norm: nn.Module, main: nn.Conv2d, *others: nn.Conv2d) -> nn.Module:
     """Merge a batch norm over the sum of convolutions into them, and return what is left of the norm."""
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         return norm
     zero = torch.zeros_like(norm.running_mean)
     for conv in (main, *others):
@@ -243,8 +249,8 @@ class PConvNeck(BaseModule):
             raise ValueError(f'{type(self).__name__} needs num_pconvs of 1 or more, got {num_pconvs=}')
         self.num_outs = num_outs
         self.out_channels = out_channels
-        widths = [*widths, *[out_channels] * num_pconvs]
-        self.Pconvs = ModuleList(PConv(old, new, pconv_deform, ibn, norm_cfg) for old, new in pairwise(widths))
+        steps = pairwise([*widths, *[out_channels] * num_pconvs])
+        self.Pconvs = ModuleList(PConv(old, new, pconv_deform, ibn, norm_cfg) for old, new in steps)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple:
         """Return the levels after all pyramid convolutions."""
@@ -312,12 +318,12 @@ class SEPC(PConvNeck):
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         lcconv_deform: bool = False,
         lc_padding: int = 1,
         ibn: bool = False,
         norm_cfg: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, ibn=ibn, norm_cfg=norm_cfg, **kwargs)
         if lc_padding not in (0, 1):

@@ -1,0 +1,9 @@
+_base_ = 'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py'
+
+model = dict(
+    backbone=dict(
+        type='mmext.swap_layers',
+        model='ResNetV1c',
+        rules=[dict(layer='ReLU', to=dict(type='mmext.LENI'))],
+    )
+)

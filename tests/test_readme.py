@@ -1,0 +1,91 @@
+"""What the README states is checked here, so that it stays true."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from mmext.convs.refconv import RefConv2d
+from mmext.deploy import fold
+from mmext.registry import ALL, MODELS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+PYTHON = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+
+
+def test_every_component_is_in_the_table():
+    for registry in ALL.values():
+        registry.import_from_location()
+        for name in registry.module_dict:
+            assert f'`mmext.{name}`' in README, f'add mmext.{name} to the component table of the README'
+
+
+def test_every_path_exists():
+    linked = re.findall(r'\]\((?!http)([^)#]+)\)', README)
+    named = re.findall(r'`(tools/[\w/.]+\.(?:py|sh))', README)
+    assert linked
+    assert named
+    for path in linked + named:
+        assert (ROOT / path).exists(), path
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    used = set(re.findall(r'`?make (?:\w+=\w+ )?([a-z-]+)', README))
+    assert {'demo', 'test', 'help'} <= used <= targets
+
+
+def test_the_retinanet_example_is_a_ten_line_diff_that_changes_nothing_at_the_start(tmp_path):
+    block = next(b for b in PYTHON if 'mmdet::retinanet' in b)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    (tmp_path / 'my_config.py').write_text(block)
+    cfg = Config.fromfile(tmp_path / 'my_config.py')
+    init_default_scope('mmdet')
+    cfg.model.backbone.init_cfg = None
+    model = ROOT_MODELS.build(cfg.model)
+    assert type(model.backbone).__name__ == 'ResNet'
+    assert sum(isinstance(m, RefConv2d) for m in model.backbone.modules()) == 16
+    model.backbone.eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = model.backbone(x)
+    fold(model)
+    for a, b in zip(expected, model.backbone(x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_example_component_works_as_printed():
+    block = next(b for b in PYTHON if 'ScaledConv2d' in b)
+    try:
+        exec(compile(block, 'README.md', 'exec'), {})
+        layer = MODELS.get('ScaledConv2d')(4, 4, 3)
+        with torch.no_grad():
+            layer.scale.fill_(2.0)
+        x = torch.randn(1, 4, 5, 5)
+        assert type(layer.fold()) is nn.Conv2d
+        torch.testing.assert_close(layer.fold()(x), layer(x))
+    finally:
+        MODELS.module_dict.pop('ScaledConv2d', None)
+
+
+@pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
+def test_the_version_table_is_the_pinned_one(stack):
+    pins = dict(
+        re.findall(
+            r'^([\w-]+)==([\d.]+)',
+            '\n'.join(p.read_text() for p in (ROOT / 'requirements' / stack).glob('*.txt')),
+            re.MULTILINE,
+        )
+    )
+    column = 1 + ['onedl', 'openmmlab'].index(stack)
+    for label in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
+        cell = re.search(rf'^\| {label} \|(.*)\|$', README, re.MULTILINE)[1].split('|')[column - 1]
+        name, version = cell.split()
+        assert pins[name] == version, label
+    torch_cell = re.search(r'^\| torch, torchvision \|(.*)\|$', README, re.MULTILINE)[1].split('|')[column - 1]
+    assert torch_cell.strip() == f'{pins["torch"]}, {pins["torchvision"]}'

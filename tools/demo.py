@@ -1,0 +1,172 @@
+"""The demo: make the data, then train, test, deploy and draw, all of it through the tools and the configs of configs/demo.
+
+What is done is skipped, and an interrupted training goes on from its last checkpoint. Everything lands in work_dirs/demo.
+
+Example:
+    python tools/demo.py det        # a detector of mmext's parts beside the same one from stock parts
+    python tools/demo.py seg        # a segmentor
+    python tools/demo.py sagd       # the detector, trained with SA-GD
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = Path('work_dirs/demo')
+CONFIGS = Path('configs/demo')
+METRICS = {'accuracy/top1': 'top-1 %', 'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP': 'AP', 'mIoU': 'mIoU %'}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training with its test.
+
+    Args:
+        name: What it does, and the name of its folder.
+        config: Its config below configs/demo.
+        start: The job whose last checkpoint it starts from.
+        start_key: The setting of its config that takes that checkpoint.
+    """
+
+    name: str
+    config: str
+    start: str | None = None
+    start_key: str = 'load_from'
+
+    @property
+    def folder(self) -> Path:
+        return WORK / self.name
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path((self.folder / 'last_checkpoint').read_text())
+
+    @property
+    def written_config(self) -> Path:
+        """The config with all overrides, as the training wrote it."""
+        return self.folder / Path(self.config).name
+
+
+DIGITS = Job('digits', 'cls/falconnet_digits.py')
+REFOCUS = Job('refocus', 'cls/falconnet_refconv_digits.py', 'digits')
+STOCK_DIGITS = Job('stock_digits', 'cls/r18_digits.py')
+SURGERY = 'model.backbone.model.init_cfg.checkpoint'
+PLAIN = 'model.backbone.init_cfg.checkpoint'
+DETECTOR = Job('detector', 'det/retinanet_falconnet_sepc_scenes.py', 'refocus', SURGERY)
+SAGD_DETECTOR = Job('sagd_detector', 'det/retinanet_falconnet_sepc_sagd_scenes.py', 'refocus', SURGERY)
+STOCK_DETECTOR = Job('stock_detector', 'det/retinanet_r18_fpn_scenes.py', 'stock_digits', PLAIN)
+SEGMENTOR = Job('segmentor', 'seg/fcn_falconnet_scenes.py', 'refocus', SURGERY)
+
+#: The trainings of each task in order; the one that is deployed and drawn comes last but for its stock counterpart.
+TASKS = {
+    'det': ([DIGITS, REFOCUS, DETECTOR, STOCK_DIGITS, STOCK_DETECTOR], DETECTOR),
+    'seg': ([DIGITS, REFOCUS, SEGMENTOR], SEGMENTOR),
+    'sagd': ([DIGITS, REFOCUS, SAGD_DETECTOR], SAGD_DETECTOR),
+}
+
+
+def tool(*args: object) -> None:
+    """Run one of the tools as a user would, and stop the demo where it fails."""
+    command = [str(a) for a in args]
+    print(f'\n$ python {" ".join(command)}', flush=True)
+    code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    if code:
+        sys.exit(f'the demo stopped: python {command[0]} failed with exit code {code}; see above')
+
+
+def test(config: Path, checkpoint: Path, folder: Path, *args: object) -> dict[str, float]:
+    """Test a checkpoint and return its metrics; ``folder`` keeps them."""
+    record = folder / 'metrics.json'
+    if not record.exists():
+        tool('tools/test.py', config, checkpoint, '--work-dir', folder, *args)
+        newest = max(folder.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+        record.write_text(newest.read_text())
+    return json.loads(record.read_text())
+
+
+def train(job: Job, epochs: int | None) -> dict[str, float]:
+    """Train and test a job, unless that is done already, and return its metrics and the seconds that it took."""
+    record = job.folder / 'result.json'
+    if not record.exists():
+        options = [] if epochs is None else [f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}']
+        if job.start:
+            start = next(j for j in (DIGITS, REFOCUS, STOCK_DIGITS) if j.name == job.start)
+            options.append(f'{job.start_key}={start.checkpoint}')
+        begin = time.monotonic()
+        tool(
+            'tools/train.py',
+            CONFIGS / job.config,
+            *('--work-dir', job.folder, '--resume'),
+            *(['--cfg-options', *options] if options else []),
+        )
+        seconds = time.monotonic() - begin
+        metrics = test(job.written_config, job.checkpoint, job.folder / 'test')
+        record.write_text(json.dumps({'seconds': round(seconds), **metrics}))
+    return json.loads(record.read_text())
+
+
+def draw(show: Path, out: Path, columns: int = 4, rows: int = 3) -> None:
+    """Join some of the pairs (truth, prediction) that the host drew into one picture."""
+    paths = sorted(path for path in show.rglob('*.png') if path != out)
+    chosen = paths[:: max(len(paths) // (columns * rows), 1)][: columns * rows]
+    pairs = [Image.open(path).convert('RGB') for path in chosen]
+    width, height = pairs[0].size
+    header, gap = 16, 6
+    sheet = Image.new('RGB', (columns * (width + gap) - gap, header + rows * (height + gap) - gap), 'white')
+    pen = ImageDraw.Draw(sheet)
+    for column in range(columns):
+        for half, text in enumerate(('truth', 'prediction')):
+            pen.text((column * (width + gap) + half * width // 2 + 4, 2), text, fill='black')
+    for i, pair in enumerate(pairs):
+        sheet.paste(pair.resize((width, height)), (i % columns * (width + gap), header + i // columns * (height + gap)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Return the metrics of all jobs as a Markdown table."""
+    lines = ['| job | ' + ' | '.join(METRICS.values()) + ' | training, s |', '|---' * (len(METRICS) + 2) + '|']
+    for name, result in results.items():
+        cells = [f'{result[key]:.3g}' if key in result else '' for key in METRICS]
+        lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {result.get("seconds", "")} |')
+    return '\n'.join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('task', choices=list(TASKS))
+    parser.add_argument('--epochs', type=int, help='train every job that short, to see that it runs')
+    args = parser.parse_args(argv)
+    begin = time.monotonic()
+
+    tool('tools/dataset_converters/digit_scenes.py')
+    jobs, main_job = TASKS[args.task]
+    results = {job.name: train(job, args.epochs) for job in jobs}
+
+    deployed = WORK / f'{main_job.name}_deployed'
+    model = deployed / 'model.pth'
+    if not model.exists():
+        tool('tools/deploy.py', main_job.written_config, main_job.checkpoint, model, '--fuse-bn')
+    show = deployed / 'drawn'
+    results[deployed.name] = test(model.with_suffix('.py'), model, deployed / 'test', '--show-dir', show.resolve())
+    picture = WORK / f'{args.task}.png'
+    draw(deployed, picture)
+
+    summary = WORK / f'{args.task}.md'
+    summary.write_text(table(results) + '\n')
+    print(f'\n{summary.read_text()}\nThis run took {(time.monotonic() - begin) / 60:.1f} minutes.')
+    print(f'Truth beside predictions: {picture}; the table: {summary}')
+
+
+if __name__ == '__main__':
+    main()
