@@ -24,51 +24,67 @@ def diagnose() -> tuple[list[str], list[str]]:
     """Return the lines of the report and, for each problem, one sentence with its remedy."""
     report, problems = [f'python      {platform.python_version()} ({sys.executable})'], []
     distributions = packages_distributions()
-    stacks = set()
+    found: dict[str, list[str]] = {'onedl': [], 'openmmlab': []}
+    usable = set()
     for name in ('torch', *HOSTS):
+        names = [d for d in dict.fromkeys(distributions.get(name, ())) if d in HOSTS.get(name, ())]
+        for distribution in names:
+            found['onedl' if distribution == HOSTS[name][0] else 'openmmlab'].append(distribution)
         try:
             module = importlib.import_module(name)
-        except ImportError as error:
-            report.append(f'{name:11} not usable: {error}')
-            onedl, openmmlab = HOSTS.get(name, (name, name))
-            remedy = f'pip install {onedl} (or {openmmlab}, with its own stack)'
-            if not isinstance(error, ModuleNotFoundError) or error.name != name:
-                remedy = f'reinstall {name} built for the installed torch ({error})'
-            if name in REQUIRED or not isinstance(error, ModuleNotFoundError):
-                problems.append(f'{name} cannot be imported; {remedy}')
+        except (ImportError, AssertionError) as error:  # the hosts check each other's versions by assert
+            line, problem = _not_usable(name, error)
+            report.append(f'{name:11} {line}')
+            problems += problem
             continue
-        except AssertionError as error:  # the hosts check each other's versions by assert
-            report.append(f'{name:11} refuses its environment: {error}')
-            problems.append(f'{name} refuses an installed version; install the set of requirements/ ({error})')
-            continue
-        distribution = next((d for d in distributions.get(name, ()) if d in HOSTS.get(name, ())), None)
-        if distribution:
-            stacks.add('onedl' if distribution == HOSTS[name][0] else 'openmmlab')
-        report.append(f'{name:11} {getattr(module, "__version__", "?")} ({distribution or name})')
+        usable.add(name)
+        report.append(f'{name:11} {getattr(module, "__version__", "?")} ({" and ".join(names) or name})')
+    stacks = [stack for stack, names in found.items() if names]
     if len(stacks) > 1:
-        problems.append('packages of both stacks are mixed; install one set of requirements/ into a fresh environment')
-    report.append(f'stack       {" + ".join(sorted(stacks)) or "none"}')
+        problems.append(
+            f'packages of both stacks are mixed ({", ".join(found["onedl"])} and {", ".join(found["openmmlab"])}); '
+            'install one set of requirements/ into a fresh environment'
+        )
+    report.append(f'stack       {" + ".join(stacks) or "none"}')
     problems += _torch_problems(stacks)
-    for check in (_mmcv_ops, _native_path, _scopes):
-        try:
-            lines, found = check()
-        except ImportError as error:
-            lines, found = [], [f'{check.__name__[1:]} could not be checked: {error}']
-        report += lines
-        problems += found
-    if not problems:
+    if usable.issuperset(REQUIRED):
+        for check in (_mmcv_ops, _native_path, _scopes):
+            lines, more = check()
+            report += lines
+            problems += more
         report += _components()
     return report, problems
 
 
-def _torch_problems(stacks: set[str]) -> list[str]:
+def _not_usable(name: str, error: Exception) -> tuple[str, list[str]]:
+    """Return what the report says of a package that cannot be imported, and the problem, if it is one of its own."""
+    onedl, openmmlab = HOSTS.get(name, (name, name))
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing == name:
+        install = f'pip install {onedl}' + (f' (or {openmmlab}, with its own stack)' if name in HOSTS else '')
+        problem = f'{name} is not installed, and nothing works without it; {install}'
+        return f'not installed; if you need it: {install}', [problem] if name in REQUIRED else []
+    if missing in REQUIRED:
+        return f'not usable without {missing}', []
+    if isinstance(error, AssertionError):
+        return f'refuses its environment: {error}', [
+            f'{name} refuses an installed version; install the set of requirements/ ({error})'
+        ]
+    if missing is not None and missing.partition('.')[0] != name:
+        return f'not usable without {missing}', [
+            f'{name} needs {missing}, which is not installed; pip install {missing}'
+        ]
+    return f'not usable: {error}', [f'{name} does not load; reinstall {name} built for the installed torch ({error})']
+
+
+def _torch_problems(stacks: list[str]) -> list[str]:
     try:
         torch_version = tuple(int(part) for part in version('torch').split('+')[0].split('.')[:2])
     except PackageNotFoundError:
         return []
     if torch_version < (2, 4):
         return [f'torch {version("torch")} is older than the oldest that mmext supports; install torch >= 2.4']
-    if stacks == {'openmmlab'} and torch_version >= (2, 6):
+    if stacks == ['openmmlab'] and torch_version >= (2, 6):
         return [
             f'mmengine {version("mmengine")} cannot load its own checkpoints under torch {version("torch")} (weights_only); '
             'install torch < 2.6, or the onedl stack'

@@ -37,6 +37,13 @@ class Registry(root.Registry):
             )
         return found
 
+    def _register_module(self, module: Any, module_name: str | list[str] | None = None, force: bool = False) -> None:
+        """Let a component that is defined again, by a reload or in a notebook, replace itself."""
+        names = [module_name or module.__name__] if not isinstance(module_name, list) else module_name
+        known = [self.module_dict[name] for name in names if name in self.module_dict]
+        itself = all((k.__module__, k.__qualname__) == (module.__module__, module.__qualname__) for k in known)
+        super()._register_module(module, module_name, force or itself)
+
 
 def import_systems(package: str) -> dict[str, Any]:
     """Import every public module of ``package`` and return what their ``__all__`` lists name.

@@ -15,14 +15,20 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from mmext.datasets import PALETTE, SEG_PALETTE
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Path('work_dirs/demo')
 CONFIGS = Path('configs/demo')
+DATA = Path('data/digit_scenes')
+ZOOM = 2
+Drawing = Callable[[Image.Image], Image.Image]
 METRICS = {'accuracy/top1': 'top-1 %', 'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP': 'AP', 'mIoU': 'mIoU %'}
 
 
@@ -114,22 +120,75 @@ def train(job: Job, epochs: int | None) -> dict[str, float]:
     return json.loads(record.read_text())
 
 
-def draw(show: Path, out: Path, columns: int = 4, rows: int = 3) -> None:
-    """Join some of the pairs (truth, prediction) that the host drew into one picture."""
-    paths = sorted(path for path in show.rglob('*.png') if path != out)
-    chosen = paths[:: max(len(paths) // (columns * rows), 1)][: columns * rows]
-    pairs = [Image.open(path).convert('RGB') for path in chosen]
-    width, height = pairs[0].size
-    header, gap = 16, 6
-    sheet = Image.new('RGB', (columns * (width + gap) - gap, header + rows * (height + gap) - gap), 'white')
-    pen = ImageDraw.Draw(sheet)
-    for column in range(columns):
-        for half, text in enumerate(('truth', 'prediction')):
-            pen.text((column * (width + gap) + half * width // 2 + 4, 2), text, fill='black')
-    for i, pair in enumerate(pairs):
-        sheet.paste(pair.resize((width, height)), (i % columns * (width + gap), header + i // columns * (height + gap)))
+def boxes_of(predictions: Path) -> list[tuple[Path, Drawing, Drawing]]:
+    """Return, for every validation scene, its image and two functions that draw its true and its predicted boxes."""
+    from mmengine.fileio import load
+
+    truth = json.loads((DATA / 'det/annotations/val.json').read_text())
+    boxes = {image['id']: [] for image in truth['images']}
+    for a in truth['annotations']:
+        x, y, w, h = a['bbox']
+        boxes[a['image_id']].append(((x, y, x + w, y + h), a['category_id'] - 1, ''))
+    scenes = []
+    for sample in load(predictions):
+        found = sample['pred_instances']
+        rows = zip(found['bboxes'].tolist(), found['labels'].tolist(), found['scores'].tolist(), strict=True)
+        good = [(box, label, f' {score:.0%}') for box, label, score in rows if score > 0.3]
+        scenes.append((Path(sample['img_path']), with_boxes(boxes[sample['img_id']]), with_boxes(good)))
+    return scenes
+
+
+def with_boxes(boxes: list[tuple[Sequence[float], int, str]]) -> Drawing:
+    """Return a function that draws boxes with their digits onto an enlarged image."""
+
+    def draw_on(image: Image.Image) -> Image.Image:
+        pen = ImageDraw.Draw(image)
+        for (x1, y1, x2, y2), label, note in boxes:
+            corners = [ZOOM * v for v in (x1, y1, x2, y2)]
+            pen.rectangle(corners, outline=PALETTE[label], width=2)
+            place = (corners[0] + 3, corners[1] + 2)
+            pen.rectangle(pen.textbbox(place, f'{label}{note}'), fill='black')
+            pen.text(place, f'{label}{note}', fill=PALETTE[label])
+        return image
+
+    return draw_on
+
+
+def maps_of(predictions: Path) -> list[tuple[Path, Drawing, Drawing]]:
+    """Return, for every validation scene, its image and two functions that draw its true and its predicted map."""
+    scenes = sorted((DATA / 'det/val').glob('*.png'))
+    return [(p, with_map(DATA / 'seg/val' / p.name), with_map(predictions / p.name)) for p in scenes]
+
+
+def with_map(path: Path) -> Drawing:
+    """Return a function that lays a semantic map over an enlarged image."""
+
+    def draw_on(image: Image.Image) -> Image.Image:
+        classes = Image.open(path).convert('P').resize(image.size, Image.Resampling.NEAREST)
+        classes.putpalette([channel for colour in SEG_PALETTE for channel in colour])
+        mask = classes.point(lambda v: 200 if v else 0).convert('L')
+        return Image.composite(Image.blend(image, classes.convert('RGB'), 0.8), image, mask)
+
+    return draw_on
+
+
+def sheet(scenes: list[tuple[Path, Drawing, Drawing]], out: Path, columns: int = 3, rows: int = 3) -> None:
+    """Write some scenes, each with the truth on the left and the prediction on the right."""
+    count = columns * rows
+    chosen = scenes[:: max(len(scenes) // count, 1)][:count]
+    width, height = (ZOOM * side for side in Image.open(chosen[0][0]).size)
+    header, gap = 18, 12
+    page = Image.new('RGB', (columns * (2 * width + 2 + gap) - gap, header + rows * (height + gap) - gap), 'white')
+    pen = ImageDraw.Draw(page)
+    for i, (path, *drawings) in enumerate(chosen):
+        left, top = i % columns * (2 * width + 2 + gap), header + i // columns * (height + gap)
+        for half, (title, drawing) in enumerate(zip(('truth', 'prediction'), drawings, strict=True)):
+            x = left + half * (width + 2)
+            if i < columns:
+                pen.text((x + 4, 3), title, fill='black')
+            page.paste(drawing(Image.open(path).convert('RGB').resize((width, height))), (x, top))
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    page.save(out)
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -141,7 +200,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return '\n'.join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('task', choices=list(TASKS))
@@ -157,10 +216,11 @@ def main(argv: list[str] | None = None) -> None:
     model = deployed / 'model.pth'
     if not model.exists():
         tool('tools/deploy.py', main_job.written_config, main_job.checkpoint, model, '--fuse-bn')
-    show = deployed / 'drawn'
-    results[deployed.name] = test(model.with_suffix('.py'), model, deployed / 'test', '--show-dir', show.resolve())
+    is_map = main_job is SEGMENTOR
+    predictions = deployed / ('maps' if is_map else 'predictions.pkl')
+    results[deployed.name] = test(model.with_suffix('.py'), model, deployed / 'test', '--out', predictions, '--force')
     picture = WORK / f'{args.task}.png'
-    draw(deployed, picture)
+    sheet(maps_of(predictions) if is_map else boxes_of(predictions), picture)
 
     summary = WORK / f'{args.task}.md'
     summary.write_text(table(results) + '\n')

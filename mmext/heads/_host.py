@@ -23,4 +23,5 @@ def build_from_host(cfg: dict, user: str) -> nn.Module:
             f'{user} builds {cfg["type"]}, but the package {scope} is not installed; '
             f'install {_DISTRIBUTIONS[scope]}, or {scope} of the upstream stack'
         )
-    return MODELS.build(cfg)
+    # The host's own defaults have no prefix: they are looked up in its scope, whatever the run's default scope is.
+    return MODELS.build({'_scope_': scope, **cfg} if dot else cfg)

@@ -1,4 +1,4 @@
-"""What tells SA-GD the loss: mmengine's two optimizer wrappers, extended."""
+"""What tells SA-GD (2021, arXiv 2107.07558) the loss: mmengine's two optimizer wrappers, extended."""
 
 from __future__ import annotations
 

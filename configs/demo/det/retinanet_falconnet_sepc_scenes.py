@@ -12,7 +12,7 @@ model = dict(
             ),
             conv_cfg=dict(type='mmext.RefConv2d'),
             out_indices=(1, 2),
-            init_cfg=dict(type='Pretrained', checkpoint='work_dirs/demo/refocus/epoch_4.pth', prefix='backbone.'),
+            init_cfg=dict(type='Pretrained', checkpoint='work_dirs/demo/refocus/epoch_5.pth', prefix='backbone.'),
         ),
         rules=[dict(layer='ReLU', match=r'stages\.[12].*so2', to=dict(type='mmext.LENI'))],
     ),
