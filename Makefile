@@ -20,7 +20,7 @@ demo: setup ## data, then train, test, deploy and draw (TASK=det or seg); what i
 	@$(PY) tools/demo.py $(TASK) $(if $(DEMO_EPOCHS),--epochs $(DEMO_EPOCHS))
 
 test: setup ## all tests
-	@$(PY) -m pytest -n 2 tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
 
 lint: setup ## ruff and mypy
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy mmext

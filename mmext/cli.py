@@ -117,5 +117,5 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except (UsageError, CheckpointError) as error:
-        print(f'{Path(sys.argv[0]).name}: error: {error}', file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f'{Path(sys.argv[0]).name}: error: {error}\n')
         sys.exit(2)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from mmext.datasets import PALETTE, SEG_PALETTE
@@ -161,13 +162,13 @@ def maps_of(predictions: Path) -> list[tuple[Path, Drawing, Drawing]]:
 
 
 def with_map(path: Path) -> Drawing:
-    """Return a function that lays a semantic map over an enlarged image."""
+    """Return a function that lays a semantic map over an enlarged, dimmed image."""
 
     def draw_on(image: Image.Image) -> Image.Image:
-        classes = Image.open(path).convert('P').resize(image.size, Image.Resampling.NEAREST)
-        classes.putpalette([channel for colour in SEG_PALETTE for channel in colour])
-        mask = classes.point(lambda v: 200 if v else 0).convert('L')
-        return Image.composite(Image.blend(image, classes.convert('RGB'), 0.8), image, mask)
+        classes = np.asarray(Image.open(path).resize(image.size, Image.Resampling.NEAREST))
+        colours = np.array(SEG_PALETTE, dtype=np.uint8)[classes]
+        grey = np.asarray(image.convert('L').convert('RGB')) // 2
+        return Image.fromarray(np.where(classes[..., None] > 0, colours, grey))
 
     return draw_on
 
