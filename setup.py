@@ -64,8 +64,10 @@ def cuda_toolkit(torch) -> tuple[list[str], list[str]] | None:
         # A toolkit of the compiler alone: the headers of the libraries come with torch's own dependencies.
         wheels = Path(torch.__file__).resolve().parents[1] / 'nvidia'
         include = sorted({str(header.parent) for header in wheels.glob('*/include/cu*.h')})
-    libraries = [str(path) for name in ('lib64', 'lib') if (path := toolkit / name).is_dir()]
-    return include, libraries
+    # torch takes the folder above nvcc for the toolkit, which is wrong where nvcc on the path is a wrapper or a link.
+    homes = (toolkit, toolkit / 'cuda', Path('/usr/local/cuda'))
+    folders = (home / name for home in homes for name in ('lib64', 'lib'))
+    return include, [str(folder) for folder in folders if (folder / 'libcudart.so').is_file()][:1]
 
 
 def extensions() -> list:
@@ -82,9 +84,17 @@ def extensions() -> list:
     include = mmcv_headers()
     sanitize = ['-fsanitize=address,undefined', '-fno-omit-frame-pointer', '-g'] if flag('MMEXT_SANITIZE') else ['-g0']
     # Vectors are passed between inlined functions only, so their ABI does not matter.
-    cxx = ['-O3', '-ffp-contract=fast', '-fvisibility=hidden', '-Wno-psabi', '-Wno-ignored-attributes', '-fopenmp', *sanitize]
+    cxx = [
+        '-O3',
+        '-ffp-contract=fast',
+        '-fvisibility=hidden',
+        '-Wno-psabi',
+        '-Wno-ignored-attributes',
+        '-fopenmp',
+        *sanitize,
+    ]
     sources = [f'{SOURCES}/binding.cpp', f'{SOURCES}/cpu/neighborhood_cpu.cpp']
-    common = dict(extra_link_args=['-fopenmp', *sanitize], optional=True)
+    common = dict(extra_link_args=['-fopenmp', *sanitize])
     toolkit = cuda_toolkit(torch)
     if toolkit is None:
         return [CppExtension('mmext._C', sources, include_dirs=include, extra_compile_args={'cxx': cxx}, **common)]

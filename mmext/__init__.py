@@ -14,13 +14,14 @@ def _teach_config_scopes() -> None:
     """Make ``_base_ = 'mmext::...'`` and ``'mmseg::...'`` resolve; harmless when repeated.
 
     mmengine maps a scope to a *distribution* name in a closed table. The maintained builds renamed the distribution of
-    mmseg, so the table points to one that is not installed; the import name resolves as well and is always right.
+    mmseg, so the table points to one that is not installed; the import name resolves as well and is always right. For mmext
+    it gets a module: mmengine 0.10.7 would look for the distribution's files where an editable install has none.
     """
     try:
         from mmengine.config.utils import MODULE2PACKAGE
     except ModuleNotFoundError:
         return
-    MODULE2PACKAGE.setdefault('mmext', 'mmext')
+    MODULE2PACKAGE.setdefault('mmext', 'mmext.registry')
     try:
         distribution(MODULE2PACKAGE['mmseg'])
     except PackageNotFoundError:

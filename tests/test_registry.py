@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, OPTIMIZERS, DefaultScope
+from mmengine.utils import get_installed_path
 from registered import ARGUMENTS, members
 from torch import nn
 
@@ -127,7 +128,11 @@ def test_mmseg_scope_is_repaired_only_where_it_is_broken(installed, expected, mo
     monkeypatch.setattr(mmext, 'distribution', distribution)
     mmext._teach_config_scopes()
     assert MODULE2PACKAGE['mmseg'] == expected
-    assert MODULE2PACKAGE['mmext'] == 'mmext'
+
+
+def test_mmext_scope_leads_to_the_package_itself():
+    """An editable install too, where mmengine 0.10.7 would look into site-packages."""
+    assert get_installed_path(MODULE2PACKAGE['mmext']) == str(PACKAGE)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ class RefConv2d(GeneratedConv2d):
             )
         if map_init not in ('zero', 'default'):
             raise ValueError(f"RefConv2d needs map_init 'zero' or 'default', got {map_init=}")
+        self.map_kernel_size = map_kernel_size
         self.map_init = map_init
         if self.plain:
             self.register_parameter('map_weight', None)
@@ -83,12 +84,13 @@ class RefConv2d(GeneratedConv2d):
     def generate_kernel(self) -> Tensor:
         if self.plain:
             return self.weight
-        slices, per_group, m, _ = self.map_weight.shape
+        # Numbers, not sizes of a tensor: under torch.jit.trace those are tensors, which torch 2.5 takes for no padding.
+        slices = self.out_channels * self.in_channels // self.groups
         image = self.weight.reshape(1, slices, *self.kernel_size)
-        refocused = F.conv2d(image, self.map_weight, padding=m // 2, groups=slices // per_group)
+        refocused = F.conv2d(image, self.map_weight, padding=self.map_kernel_size // 2, groups=slices // self.groups)
         return self.weight + refocused.view_as(self.weight)
 
     def extra_repr(self) -> str:
         if self.plain:
             return f'{super().extra_repr()}, plain'
-        return f'{super().extra_repr()}, map_kernel_size={self.map_weight.shape[-1]}, map_init={self.map_init!r}'
+        return f'{super().extra_repr()}, map_kernel_size={self.map_kernel_size}, map_init={self.map_init!r}'

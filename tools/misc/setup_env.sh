@@ -35,12 +35,16 @@ if [ ! -f "$stamp" ]; then
     pip install --no-deps --force-reinstall $wheels/$pattern
     echo "== $stack: mmengine, mmdet, mmseg, mmpretrain and the development tools"
     pip install -r "$pins/hosts.txt" -r requirements/extra.txt
+    rm -f build/.mmext-self-*  # this environment does not have mmext yet
     touch "$stamp"
 fi
 
-stamp=$venv/.mmext-self-$(cat setup.py pyproject.toml $(find cuda_ops -type f | sort) | sha256sum | cut -c1-12)
+# The extension lies in the checkout and fits one torch only: it belongs to the environment that was set up last.
+stamp=build/.mmext-self-$(echo "$venv" | cat - setup.py pyproject.toml $(find cuda_ops -type f | sort) | sha256sum | cut -c1-12)
 if [ ! -f "$stamp" ]; then
     echo "== $stack: mmext and its extension"
     "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-build-isolation --no-deps --editable .
+    mkdir -p build
+    rm -f build/.mmext-self-*
     touch "$stamp"
 fi

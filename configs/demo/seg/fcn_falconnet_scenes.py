@@ -10,7 +10,7 @@ model = dict(
         bgr_to_rgb=True,
         size=(192, 192),
         pad_val=127,
-        seg_pad_val=255,
+        seg_pad_val=0,
         test_cfg=dict(size_divisor=32),
     ),
     backbone=dict(
