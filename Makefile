@@ -8,7 +8,7 @@ TASK  ?= det
 DEMO_EPOCHS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor clean
+.PHONY: help setup demo test lint doctor native native-cuda native-asan clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,6 +27,18 @@ lint: setup ## ruff and mypy
 
 doctor: setup ## what is installed, what works, what to do about what does not
 	@$(PY) -m mmext.doctor
+
+native: setup ## rebuild the native operators in place, for the CPU
+	MMEXT_REQUIRE_NATIVE=1 MAX_JOBS=1 $(PY) setup.py build_ext --inplace --force
+
+native-cuda: setup ## the same with the CUDA kernels (needs nvcc; about 7 minutes)
+	FORCE_CUDA=1 MMEXT_REQUIRE_NATIVE=1 MAX_JOBS=1 $(PY) setup.py build_ext --inplace --force
+
+native-asan: ## run the CPU kernels on random geometries under ASan and UBSan
+	@mkdir -p build
+	$(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -Wno-ignored-attributes \
+	    cuda_ops/cpu/fuzz.cpp -o build/fuzz
+	build/fuzz
 
 clean: ## remove builds and caches; data, work_dirs and environments stay
 	rm -rf build *.egg-info mmext/.mim mmext/*.so .pytest_cache .ruff_cache .mypy_cache

@@ -14,7 +14,7 @@ import torch
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
-from mmext.convs.generated import GeneratedConv2d
+from mmext.convs.base import ExtConv2d
 from mmext.registry import MODELS
 from mmext.surgery import build_wrapped, swap_layers
 
@@ -173,25 +173,25 @@ def _by_component(model_cfg: Mapping, weights: Mapping[str, Tensor], fuse_bn: bo
 
 
 def _stock_form(cfg: Any) -> Any:
-    """Return ``cfg`` without generated convolutions: neither as a ``conv_cfg`` nor put in by surgery."""
+    """Return ``cfg`` without convolutions that fold to plain ones: neither as a ``conv_cfg`` nor put in by surgery."""
     if isinstance(cfg, list):
         return [_stock_form(c) for c in cfg]
     if not isinstance(cfg, Mapping):
         return cfg
-    cfg = {k: None if k in ('conv_cfg', 'dcn') and _is_generated(v) else _stock_form(v) for k, v in cfg.items()}
+    cfg = {k: None if k in ('conv_cfg', 'dcn') and _folds_to_plain(v) else _stock_form(v) for k, v in cfg.items()}
     if cfg.get('dcn', 0) is None and 'stage_with_dcn' in cfg:
         cfg['stage_with_dcn'] = (False,) * len(cfg['stage_with_dcn'])
     if _resolve(cfg) is swap_layers:
-        cfg['rules'] = [rule for rule in cfg['rules'] if not _is_generated(rule['to'])]
+        cfg['rules'] = [rule for rule in cfg['rules'] if not _folds_to_plain(rule['to'])]
         if not cfg['rules']:
             args = {k: v for k, v in cfg.items() if k not in ('type', 'model', 'rules', 'input_shape')}
             return dict(type=cfg['model'], **args) if isinstance(cfg['model'], str) else {**cfg['model'], **args}
     return cfg
 
 
-def _is_generated(cfg: Any) -> bool:
+def _folds_to_plain(cfg: Any) -> bool:
     cls = _resolve(cfg)
-    return isinstance(cls, type) and issubclass(cls, GeneratedConv2d)
+    return isinstance(cls, type) and issubclass(cls, ExtConv2d) and hasattr(cls, 'fold')
 
 
 def _resolve(cfg: Any) -> Any:

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,52 +76,76 @@ SAGD_DETECTOR = Job('sagd_detector', 'det/retinanet_falconnet_sepc_sagd_scenes.p
 STOCK_DETECTOR = Job('stock_detector', 'det/retinanet_r18_fpn_scenes.py', 'stock_digits', PLAIN)
 SEGMENTOR = Job('segmentor', 'seg/fcn_falconnet_scenes.py', 'refocus', SURGERY)
 
-#: The trainings of each task in order; the one that is deployed and drawn comes last but for its stock counterpart.
+#: The chains of trainings of each task, run side by side. What the first one ends with is deployed and drawn.
 TASKS = {
-    'det': ([DIGITS, REFOCUS, DETECTOR, STOCK_DIGITS, STOCK_DETECTOR], DETECTOR),
-    'seg': ([DIGITS, REFOCUS, SEGMENTOR], SEGMENTOR),
-    'sagd': ([DIGITS, REFOCUS, SAGD_DETECTOR], SAGD_DETECTOR),
+    'det': [[DIGITS, REFOCUS, DETECTOR], [STOCK_DIGITS, STOCK_DETECTOR]],
+    'seg': [[DIGITS, REFOCUS, SEGMENTOR]],
+    'sagd': [[DIGITS, REFOCUS, SAGD_DETECTOR]],
 }
 
 
-def tool(*args: object) -> None:
-    """Run one of the tools as a user would, and stop the demo where it fails."""
-    command = [str(a) for a in args]
-    print(f'\n$ python {" ".join(command)}', flush=True)
-    code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-    if code:
-        sys.exit(f'the demo stopped: python {command[0]} failed with exit code {code}; see above')
+@dataclass
+class Chain:
+    """Jobs that follow each other, with the share of the machine and the place for their output.
+
+    Small networks gain little from a second thread; two chains of one thread each are done in half the time.
+    """
+
+    jobs: list[Job]
+    threads: int
+    log: Path | None = None
+
+    def tool(self, *args: object) -> None:
+        """Run one of the tools as a user would, and stop the demo where it fails."""
+        command = [str(a) for a in args]
+        say(f'\n$ python {" ".join(command)}' + (f'     # output: {self.log}' if self.log else ''))
+        environment = {**os.environ, 'OMP_NUM_THREADS': str(self.threads)}
+        with self.log.open('a') if self.log else nullcontext() as output:
+            code = subprocess.run(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=output
+            ).returncode
+        if code:
+            where = f'in {self.log}' if self.log else 'above'
+            raise RuntimeError(f'the demo stopped: python {command[0]} failed with exit code {code}; see {where}')
+
+    def run(self, epochs: int | None) -> dict[str, dict[str, float]]:
+        """Do every job that is not done, and return their metrics by name."""
+        if self.log:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+        return {job.name: self.do(job, epochs) for job in self.jobs}
+
+    def do(self, job: Job, epochs: int | None) -> dict[str, float]:
+        """Train and test a job, unless that is done already, and return its metrics and the seconds that it took."""
+        record = job.folder / 'result.json'
+        if not record.exists():
+            options = [] if epochs is None else [f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}']
+            if job.start:
+                options.append(f'{job.start_key}={(WORK / job.start / "last_checkpoint").read_text()}')
+            begin = time.monotonic()
+            self.tool(
+                'tools/train.py',
+                CONFIGS / job.config,
+                *('--work-dir', job.folder, '--resume'),
+                *(['--cfg-options', *options] if options else []),
+            )
+            seconds = time.monotonic() - begin
+            metrics = self.test(job.written_config, job.checkpoint, job.folder / 'test')
+            record.write_text(json.dumps({'seconds': round(seconds), **metrics}))
+        return json.loads(record.read_text())
+
+    def test(self, config: Path, checkpoint: Path, folder: Path, *args: object) -> dict[str, float]:
+        """Test a checkpoint and return its metrics; ``folder`` keeps them."""
+        record = folder / 'metrics.json'
+        if not record.exists():
+            self.tool('tools/test.py', config, checkpoint, '--work-dir', folder, *args)
+            newest = max(folder.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+            record.write_text(newest.read_text())
+        return json.loads(record.read_text())
 
 
-def test(config: Path, checkpoint: Path, folder: Path, *args: object) -> dict[str, float]:
-    """Test a checkpoint and return its metrics; ``folder`` keeps them."""
-    record = folder / 'metrics.json'
-    if not record.exists():
-        tool('tools/test.py', config, checkpoint, '--work-dir', folder, *args)
-        newest = max(folder.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
-        record.write_text(newest.read_text())
-    return json.loads(record.read_text())
-
-
-def train(job: Job, epochs: int | None) -> dict[str, float]:
-    """Train and test a job, unless that is done already, and return its metrics and the seconds that it took."""
-    record = job.folder / 'result.json'
-    if not record.exists():
-        options = [] if epochs is None else [f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}']
-        if job.start:
-            start = next(j for j in (DIGITS, REFOCUS, STOCK_DIGITS) if j.name == job.start)
-            options.append(f'{job.start_key}={start.checkpoint}')
-        begin = time.monotonic()
-        tool(
-            'tools/train.py',
-            CONFIGS / job.config,
-            *('--work-dir', job.folder, '--resume'),
-            *(['--cfg-options', *options] if options else []),
-        )
-        seconds = time.monotonic() - begin
-        metrics = test(job.written_config, job.checkpoint, job.folder / 'test')
-        record.write_text(json.dumps({'seconds': round(seconds), **metrics}))
-    return json.loads(record.read_text())
+def say(message: str) -> None:
+    """Print at once, whatever the tools are printing."""
+    print(message, flush=True)
 
 
 def boxes_of(predictions: Path) -> list[tuple[Path, Drawing, Drawing]]:
@@ -208,25 +235,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--epochs', type=int, help='train every job that short, to see that it runs')
     args = parser.parse_args(argv)
     begin = time.monotonic()
+    jobs, *others = TASKS[args.task]
+    threads = max((os.cpu_count() or 1) // (1 + len(others)), 1)
+    main_chain = Chain(jobs, threads)
+    chains = [main_chain, *(Chain(c, threads, WORK / f'{c[-1].name}.log') for c in others)]
+    try:
+        main_chain.tool('tools/dataset_converters/digit_scenes.py')
+        with ThreadPoolExecutor(len(chains)) as pool:
+            done = list(pool.map(lambda chain: chain.run(args.epochs), chains))
+        results = {name: metrics for chain in done for name, metrics in chain.items()}
+        finish(args.task, main_chain, results)
+    except RuntimeError as failure:
+        sys.exit(str(failure))
+    say(f'This run took {(time.monotonic() - begin) / 60:.1f} minutes.')
 
-    tool('tools/dataset_converters/digit_scenes.py')
-    jobs, main_job = TASKS[args.task]
-    results = {job.name: train(job, args.epochs) for job in jobs}
 
+def finish(task: str, chain: Chain, results: dict[str, dict[str, float]]) -> None:
+    """Deploy the last model of a chain, test what was deployed, draw its predictions, and write the table."""
+    main_job = chain.jobs[-1]
     deployed = WORK / f'{main_job.name}_deployed'
     model = deployed / 'model.pth'
     if not model.exists():
-        tool('tools/deploy.py', main_job.written_config, main_job.checkpoint, model, '--fuse-bn')
+        chain.tool('tools/deploy.py', main_job.written_config, main_job.checkpoint, model, '--fuse-bn')
     is_map = main_job is SEGMENTOR
     predictions = deployed / ('maps' if is_map else 'predictions.pkl')
-    results[deployed.name] = test(model.with_suffix('.py'), model, deployed / 'test', '--out', predictions, '--force')
-    picture = WORK / f'{args.task}.png'
+    results[deployed.name] = chain.test(
+        model.with_suffix('.py'), model, deployed / 'test', '--out', predictions, '--force'
+    )
+    picture = WORK / f'{task}.png'
     sheet(maps_of(predictions) if is_map else boxes_of(predictions), picture)
 
-    summary = WORK / f'{args.task}.md'
+    summary = WORK / f'{task}.md'
     summary.write_text(table(results) + '\n')
-    print(f'\n{summary.read_text()}\nThis run took {(time.monotonic() - begin) / 60:.1f} minutes.')
-    print(f'Truth beside predictions: {picture}; the table: {summary}')
+    say(f'\n{summary.read_text()}\nTruth beside predictions: {picture}; this table: {summary}')
 
 
 if __name__ == '__main__':

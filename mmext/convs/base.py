@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 __all__ = ['ExtConv2d']
 
@@ -27,3 +28,25 @@ class ExtConv2d(nn.Conv2d):
     def init_weights(self) -> None:
         """Initialise the layer as its constructor does."""
         self.reset_parameters()
+
+    @torch.no_grad()
+    def as_plain(self, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
+        """Return an ``nn.Conv2d`` of this layer's geometry with copies of ``kernel`` and ``bias``."""
+        plain = nn.utils.skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            kernel.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias is not None,
+            self.padding_mode,
+            device=kernel.device,
+            dtype=kernel.dtype,
+        )
+        plain.weight.copy_(kernel)
+        if plain.bias is not None and bias is not None:
+            plain.bias.copy_(bias)
+        return plain.train(self.training)

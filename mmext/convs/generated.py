@@ -76,28 +76,10 @@ class GeneratedConv2d(ExtConv2d):
             return depthwise_conv2d(x, kernel, bias, self.stride, self.padding, self.dilation)
         return self._conv_forward(x, kernel, bias)
 
-    @torch.no_grad()
     def fold(self) -> nn.Conv2d:
         """Return the plain convolution that computes the same as this layer does in eval mode."""
-        kernel, bias = self._generate()
-        plain = nn.utils.skip_init(
-            nn.Conv2d,
-            self.in_channels,
-            self.out_channels,
-            kernel.shape[2:],
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            bias is not None,
-            self.padding_mode,
-            device=kernel.device,
-            dtype=kernel.dtype,
-        )
-        plain.weight.copy_(kernel)
-        if bias is not None:
-            plain.bias.copy_(bias)
-        return plain.train(self.training)
+        with torch.no_grad():
+            return self.as_plain(*self._generate())
 
     def train(self, mode: bool = True) -> GeneratedConv2d:
         self._cache = None

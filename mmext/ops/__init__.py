@@ -1,1 +1,21 @@
-"""Functional operators: each file holds one public function and its pure-torch reference."""
+"""Functional operators: each file holds public functions and their pure-torch reference."""
+
+from mmext.ops import _flops as _flops
+from mmext.ops._native import NativeStatus, native_status
+from mmext.ops.depthwise import depthwise_conv2d
+from mmext.ops.neighborhood import (
+    neighborhood_aggregate,
+    neighborhood_aggregate_adjoint,
+    neighborhood_correlate,
+    neighborhood_mask,
+)
+
+__all__ = [
+    'NativeStatus',
+    'depthwise_conv2d',
+    'native_status',
+    'neighborhood_aggregate',
+    'neighborhood_aggregate_adjoint',
+    'neighborhood_correlate',
+    'neighborhood_mask',
+]

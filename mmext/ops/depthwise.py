@@ -1,11 +1,36 @@
-"""Depthwise convolution."""
+"""Depthwise convolution, routed around the cliffs of the CPU library under ``F.conv2d``.
+
+oneDNN on x86 computes most depthwise convolutions with kernels made for them, but falls back to im2col and a matrix
+product, 10 to 40 times slower, for (torch 2.11, AVX-512, float32 and bfloat16; measured as ``benchmark_ops.py`` does)
+
+- the forward pass in NCHW with a horizontal padding of 7 or more (K >= 15);
+- the weight gradient with a kernel 5 or more wide (in NCHW also with any dilation);
+
+and has a slow spot in channels_last for kernels 11 and 13 wide. All three have detours in plain torch, exact to rounding:
+
+- pad first and convolve without padding; or go through channels_last where the kernel is wider than half the image, because
+  the padded image is then mostly zeros;
+- write the weight gradient as one forward depthwise convolution of the input, an image of B * C channels, with the output's
+  gradient as its kernel;
+- widen the kernel to 15 columns with zeros.
+
+Everything else, and every other device and dtype, is ``F.conv2d``.
+"""
 
 from __future__ import annotations
 
+import platform
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 __all__ = ['depthwise_conv2d']
+
+_MEASURED_HERE = torch.backends.mkldnn.is_available() and platform.machine() in ('x86_64', 'AMD64')
+_ROUTED_TYPES = (torch.float32, torch.bfloat16)
 
 
 def depthwise_conv2d(
@@ -16,5 +41,136 @@ def depthwise_conv2d(
     padding: int | tuple[int, int] | str = 0,
     dilation: int | tuple[int, int] = 1,
 ) -> Tensor:
-    """Convolve every channel with its own kernel, ``weight`` of shape (C, 1, kh, kw)."""
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
+    """Convolve every channel with its own kernel, as ``F.conv2d(..., groups=C)`` does.
+
+    Args:
+        x: (N, C, H, W) or (C, H, W).
+        weight: (C, 1, kh, kw).
+        bias: (C,).
+        stride: As in ``F.conv2d``.
+        padding: As in ``F.conv2d``.
+        dilation: As in ``F.conv2d``.
+
+    Returns:
+        What ``F.conv2d`` returns, up to rounding, in the memory format of ``x``.
+    """
+    groups = weight.shape[0]
+    stride, dilation = _pair(stride), _pair(dilation)
+    sides = _symmetric_padding(padding, weight, dilation)
+    if not _MEASURED_HERE or x.device.type != 'cpu' or x.ndim != 4 or x.shape[1] != groups or sides is None:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled('cpu'):
+        dtype = torch.get_autocast_dtype('cpu')
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if x.dtype not in _ROUTED_TYPES or x.dtype != weight.dtype or torch.jit.is_tracing():
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    learns = torch.is_grad_enabled() and weight.requires_grad
+    if learns and _weight_gradient_falls(weight, dilation, _is_channels_last(x)):
+        return _Routed.apply(x, weight, bias, stride, sides, dilation)
+    return _forward(x, weight, bias, stride, sides, dilation)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _symmetric_padding(
+    padding: int | tuple[int, int] | str, weight: Tensor, dilation: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Return the padding as (vertical, horizontal), or None where the two sides of an axis differ."""
+    if padding == 'valid':
+        return (0, 0)
+    if not isinstance(padding, str):
+        return _pair(padding)
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[-2:], strict=True)]
+    return None if any(r % 2 for r in reach) else (reach[0] // 2, reach[1] // 2)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _weight_gradient_falls(weight: Tensor, dilation: tuple[int, int], channels_last: bool) -> bool:
+    height, width = weight.shape[-2:]
+    if channels_last:
+        return width >= 5 and height >= 3
+    return width >= 5 or (width >= 3 and dilation[1] > 1)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Convolve by the fastest route."""
+    groups, width = weight.shape[0], weight.shape[-1]
+    vertical, horizontal = padding
+    if _is_channels_last(x):
+        if width in (11, 13) and stride == dilation == (1, 1):
+            extra = (15 - width) // 2
+            return F.conv2d(x, F.pad(weight, (extra, extra)), bias, 1, (vertical, horizontal + extra), 1, groups)
+    elif horizontal >= 7:
+        if 2 * width > x.shape[-1] and dilation == (1, 1):
+            x = x.contiguous(memory_format=torch.channels_last)
+            return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous()
+        x, padding = F.pad(x, (horizontal, horizontal, vertical, vertical)), (0, 0)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _weight_gradient(
+    x: Tensor,
+    grad: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Correlate every channel's input with its gradient: a forward convolution in which they are image and kernel.
+
+    Stride and dilation change places: the gradient's pixels lie ``stride`` apart in the input, the taps ``dilation``.
+    """
+    images, channels = grad.shape[:2]
+    vertical, horizontal = padding
+    x = F.pad(x.contiguous(), (horizontal, horizontal, vertical, vertical))
+    x = x.reshape(1, images * channels, *x.shape[-2:])
+    grad = grad.reshape(images * channels, 1, *grad.shape[-2:])
+    each = F.conv2d(x, grad, None, dilation, 0, stride, images * channels)[..., : kernel[0], : kernel[1]]
+    return each.reshape(images, channels, *kernel).sum(0).unsqueeze(1)
+
+
+class _Routed(torch.autograd.Function):
+    """The convolution with the routed weight gradient; both derivatives are made of differentiable parts."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        return _forward(x, weight, bias, stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, weight, bias, *ctx.options = inputs
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            stride, padding, dilation = ctx.options
+            grad_x = conv2d_input(x.shape, weight, grad, stride, padding, dilation, weight.shape[0])
+        if needs_weight:
+            grad_weight = _weight_gradient(x, grad, weight.shape[-2:], *ctx.options)
+        if needs_bias and ctx.has_bias:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, None, None, None

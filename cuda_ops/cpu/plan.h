@@ -1,0 +1,191 @@
+// What the CPU kernels know about the geometry: tables, built once per call.
+//
+// All three operators become one dense loop, "for every output vector, for every slot: multiply a staged value vector by a
+// staged weight vector". A slot is a tap (aggregate, correlate) or a pair of tap and output pixel (adjoint). Border rules,
+// strides and dilations live in these tables only.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "../neighborhood.h"
+
+namespace mmext::cpu {
+
+// A pair (source position, tap) that contributes to an output position.
+struct Contribution {
+  int64_t source, tap;
+};
+
+// For every output position of an axis, its contributions. `adjoint` inverts the map.
+inline std::vector<std::vector<Contribution>> contributions(const Axis& a, bool shift, bool adjoint) {
+  std::vector<std::vector<Contribution>> table(adjoint ? a.source : a.output);
+  for (int64_t o = 0; o < a.output; ++o)
+    for (int64_t k = 0; k < a.kernel; ++k)
+      if (const int64_t i = tap_position(a, o, k, shift); i >= 0) {
+        if (adjoint)
+          table[i].push_back({o, k});
+        else
+          table[o].push_back({i, k});
+      }
+  return table;
+}
+
+// Rows that share source rows are processed together; with a dilation those are not neighbours.
+inline std::vector<int64_t> row_order(const Axis& a, bool adjoint) {
+  const int64_t step = adjoint ? a.dilation : a.dilation / std::gcd(a.dilation, a.stride);
+  const int64_t length = adjoint ? a.source : a.output;
+  std::vector<int64_t> order;
+  order.reserve(length);
+  for (int64_t residue = 0; residue < step; ++residue)
+    for (int64_t o = residue; o < length; o += step) order.push_back(o);
+  return order;
+}
+
+// A set of output columns start, start + step, ... whose slots are alike, and how the source row is staged for it.
+struct Columns {
+  int64_t start, step, count;
+  int64_t pitch;                         // staged elements per row
+  bool copy;                             // the staged row is [zeros, a run of the source row, zeros]
+  int64_t copy_to, copy_from, copy_size;
+  std::vector<int64_t> source;           // staged element -> source column, -1 for zero
+  std::vector<int64_t> offset;           // slot -> where its vector for column 0 begins in the staged row
+  // The weight of slot q at column m sits at tap[q], column m + delta[q] where that is inside; or, if irregular, at
+  // taps[q * count + m], columns[q * count + m].
+  bool irregular;
+  std::vector<int64_t> tap, delta;
+  int64_t least_delta, most_delta;
+  std::vector<int64_t> taps, columns;
+
+  int64_t slots() const { return static_cast<int64_t>(offset.size()); }
+};
+
+inline void finish(Columns& c) {
+  if (!c.delta.empty()) c.least_delta = c.most_delta = c.delta.front();
+  for (const int64_t d : c.delta) c.least_delta = std::min(c.least_delta, d), c.most_delta = std::max(c.most_delta, d);
+  c.pitch = static_cast<int64_t>(c.source.size());
+  const auto first = std::find_if(c.source.begin(), c.source.end(), [](int64_t s) { return s >= 0; });
+  c.copy_to = first - c.source.begin();
+  c.copy_from = first == c.source.end() ? 0 : *first;
+  c.copy_size = 0;
+  while (c.copy_to + c.copy_size < c.pitch && c.source[c.copy_to + c.copy_size] == c.copy_from + c.copy_size) ++c.copy_size;
+  c.copy = std::all_of(c.source.begin() + c.copy_to + c.copy_size, c.source.end(), [](int64_t s) { return s < 0; });
+}
+
+// Columns [begin, end) with every slot staged in a segment of its own.
+inline Columns irregular_columns(const std::vector<std::vector<Contribution>>& table, int64_t begin, int64_t end, bool adjoint,
+                                 int64_t lanes) {
+  Columns c{};
+  c.start = begin;
+  c.step = 1;
+  c.count = end - begin;
+  c.irregular = adjoint;
+  size_t slots = 0;
+  for (int64_t m = begin; m < end; ++m) slots = std::max(slots, table[m].size());
+  const int64_t segment = (c.count + lanes - 1) / lanes * lanes;
+  c.source.assign(slots * segment, -1);
+  c.taps.assign(slots * c.count, 0);
+  c.columns.assign(slots * c.count, -1);
+  for (size_t q = 0; q < slots; ++q) {
+    c.offset.push_back(q * segment);
+    c.tap.push_back(q);
+    c.delta.push_back(begin);
+    for (int64_t m = 0; m < c.count; ++m)
+      if (const auto& row = table[begin + m]; q < row.size()) {
+        c.source[q * segment + m] = row[q].source;
+        c.taps[q * c.count + m] = row[q].tap;
+        c.columns[q * c.count + m] = row[q].source;
+      }
+  }
+  finish(c);
+  return c;
+}
+
+// `lanes` is the longest vector any kernel reads: staged rows are long enough for a full vector at every column.
+inline std::vector<Columns> column_classes(const Axis& a, bool shift, bool adjoint, int64_t lanes) {
+  const auto padded = [lanes](int64_t n) { return (n + lanes - 1) / lanes * lanes; };
+  std::vector<Columns> classes;
+  if (shift) {
+    // Away from the border a shifted window is an ordinary one; near it, every slot is staged by itself.
+    const auto table = contributions(a, true, adjoint);
+    const int64_t length = a.source, reach = a.dilation * (a.kernel - 1) / 2;
+    const int64_t edge = padded(adjoint ? a.dilation * a.kernel : reach);
+    const bool interior = length > 2 * edge;
+    classes.push_back(irregular_columns(table, 0, interior ? edge : length, adjoint, lanes));
+    if (interior) {
+      Columns c{};
+      c.start = edge;
+      c.step = 1;
+      c.count = length - 2 * edge;
+      for (int64_t k = 0; k < a.kernel; ++k) {
+        const int64_t at = adjoint ? 2 * reach - k * a.dilation : k * a.dilation;
+        c.tap.push_back(k);
+        c.offset.push_back(at);
+        c.delta.push_back(edge + (adjoint ? at - reach : 0));
+      }
+      for (int64_t e = 0; e < padded(c.count) + 2 * reach; ++e) {
+        const int64_t i = edge - reach + e;
+        c.source.push_back(i < length ? i : -1);
+      }
+      finish(c);
+      classes.push_back(std::move(c));
+      classes.push_back(irregular_columns(table, length - edge, length, adjoint, lanes));
+    }
+  } else if (!adjoint) {
+    // One class; one staged segment for every residue of the tap offset modulo the stride.
+    Columns c{};
+    c.step = 1;
+    c.count = a.output;
+    c.offset.assign(a.kernel, 0);
+    for (int64_t residue = 0; residue < a.stride; ++residue) {
+      int64_t reach = -1;
+      const int64_t begin = static_cast<int64_t>(c.source.size());
+      for (int64_t k = 0; k < a.kernel; ++k)
+        if (k * a.dilation % a.stride == residue) {
+          reach = k * a.dilation / a.stride;
+          c.offset[k] = begin + reach;
+        }
+      if (reach < 0) continue;
+      for (int64_t e = 0; e < padded(c.count) + reach; ++e) {
+        const int64_t i = e * a.stride + residue - a.padding;
+        c.source.push_back(i >= 0 && i < a.source ? i : -1);
+      }
+    }
+    for (int64_t k = 0; k < a.kernel; ++k) {
+      c.tap.push_back(k);
+      c.delta.push_back(0);
+    }
+    finish(c);
+    classes.push_back(std::move(c));
+  } else {
+    // Source columns of one residue modulo the stride are reached by the same taps.
+    for (int64_t residue = 0; residue < std::min(a.stride, a.source); ++residue) {
+      Columns c{};
+      c.start = residue;
+      c.step = a.stride;
+      c.count = (a.source - residue + a.stride - 1) / a.stride;
+      int64_t low = 0, high = 0;
+      for (int64_t k = 0; k < a.kernel; ++k) {
+        const int64_t numerator = residue + a.padding - k * a.dilation;
+        if (numerator % a.stride != 0) continue;
+        const int64_t delta = numerator / a.stride;
+        low = c.tap.empty() ? delta : std::min(low, delta);
+        high = c.tap.empty() ? delta : std::max(high, delta);
+        c.tap.push_back(k);
+        c.delta.push_back(delta);
+      }
+      for (const int64_t delta : c.delta) c.offset.push_back(delta - low);
+      for (int64_t e = 0; e < padded(c.count) + high - low; ++e) {
+        const int64_t o = e + low;
+        c.source.push_back(o >= 0 && o < a.output ? o : -1);
+      }
+      finish(c);
+      classes.push_back(std::move(c));
+    }
+  }
+  return classes;
+}
+
+}  // namespace mmext::cpu

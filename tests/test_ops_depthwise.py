@@ -1,0 +1,168 @@
+"""The routed depthwise convolution is F.conv2d, whichever route it takes: value, gradients, second gradients, layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmext.ops import depthwise, depthwise_conv2d
+
+# (size, kernel, stride, padding, dilation): one at least for every branch of the rule, on both sides of its edges.
+CASES = [
+    ((9, 11), (3, 3), 1, 1, 1),
+    ((12, 10), (5, 5), 1, 'same', 1),
+    ((12, 13), (7, 5), (2, 1), (3, 2), 1),
+    ((16, 18), (7, 7), 2, 3, 1),
+    ((15, 14), (3, 3), 1, 3, 3),
+    ((14, 17), (5, 3), 1, (4, 2), 2),
+    ((20, 24), (11, 11), 1, 5, 1),
+    ((20, 24), (1, 13), 1, (0, 6), 1),
+    ((33, 35), (15, 15), 1, 7, 1),
+    ((14, 14), (15, 15), 1, 7, 1),
+    ((7, 9), (31, 31), 1, 15, 1),
+    ((40, 33), (15, 15), (2, 3), 7, 1),
+    ((20, 20), (5, 5), 1, 8, (1, 4)),
+    ((10, 10), (4, 4), 1, 'same', 1),
+    ((10, 10), (5, 6), 1, 'valid', 1),
+]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def make(case, dtype=torch.float32, channels=3, batch=2):
+    size, kernel, stride, padding, dilation = case
+    x = torch.randn(batch, channels, *size, dtype=dtype)
+    return (
+        x,
+        torch.randn(channels, 1, *kernel, dtype=dtype),
+        torch.randn(channels, dtype=dtype),
+        stride,
+        padding,
+        dilation,
+    )
+
+
+def close(name, got, expected, tolerance=1e-5):
+    assert got.shape == expected.shape, name
+    error = (got.double() - expected.double()).norm() / expected.double().norm()
+    assert error <= tolerance, f'{name}: relative error {error:.1e}'
+
+
+@pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_value_and_gradients(case, layout):
+    x, w, b, *options = make(case)
+    x = x.to(memory_format=layout)
+    inputs, exact = [t.requires_grad_() for t in (x, w, b)], [t.detach().double().requires_grad_() for t in (x, w, b)]
+    out, expected = depthwise_conv2d(*inputs, *options), F.conv2d(*exact, *options, groups=3)
+    z = torch.randn_like(out)
+    close('out', out, expected)
+    assert out.is_contiguous(memory_format=layout)
+    for name, a, e in zip(
+        ('input', 'weight', 'bias'),
+        torch.autograd.grad(out, inputs, z),
+        torch.autograd.grad(expected, exact, z.double()),
+        strict=True,
+    ):
+        close(name, a, e)
+
+
+@pytest.mark.parametrize('case', [CASES[1], CASES[3], CASES[4], CASES[9]], ids=str)
+def test_second_derivatives(case, monkeypatch):
+    monkeypatch.setattr(depthwise, '_ROUTED_TYPES', (torch.float64,))
+    x, w, b, *options = make(case, torch.float64, channels=2, batch=1)
+    inputs = [t.requires_grad_() for t in (x, w, b)]
+    function = lambda *args: depthwise_conv2d(*args, *options)  # noqa: E731
+    assert '_Routed' in type(function(*inputs).grad_fn).__name__
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def test_the_rule_routes_what_it_says(monkeypatch):
+    calls = []
+    conv2d = F.conv2d
+
+    def spy(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        calls.append((tuple(x.shape), tuple(weight.shape), padding, x.is_contiguous(memory_format=torch.channels_last)))
+        return conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    monkeypatch.setattr(F, 'conv2d', spy)
+    monkeypatch.setattr(depthwise, '_MEASURED_HERE', True)
+    x = torch.randn(2, 3, 40, 40)
+    for kernel, layout, expected in (
+        (13, LAYOUTS[0], ((2, 3, 40, 40), (3, 1, 13, 13), (6, 6), False)),
+        (15, LAYOUTS[0], ((2, 3, 54, 54), (3, 1, 15, 15), 0, False)),
+        (21, LAYOUTS[0], ((2, 3, 40, 40), (3, 1, 21, 21), (10, 10), True)),
+        (9, LAYOUTS[1], ((2, 3, 40, 40), (3, 1, 9, 9), (4, 4), True)),
+        (11, LAYOUTS[1], ((2, 3, 40, 40), (3, 1, 11, 15), (5, 7), True)),
+        (15, LAYOUTS[1], ((2, 3, 40, 40), (3, 1, 15, 15), (7, 7), True)),
+    ):
+        calls.clear()
+        depthwise_conv2d(x.to(memory_format=layout), torch.randn(3, 1, kernel, kernel), None, 1, kernel // 2)
+        assert calls == [expected], kernel
+    monkeypatch.setattr(depthwise, '_MEASURED_HERE', False)
+    calls.clear()
+    depthwise_conv2d(x, torch.randn(3, 1, 31, 31), None, 1, 15)
+    assert calls == [((2, 3, 40, 40), (3, 1, 31, 31), 15, False)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_other_types(dtype):
+    x, w, b, *options = make(CASES[8], dtype)
+    expected = F.conv2d(x.double(), w.double(), b.double(), *options, groups=3)
+    close('out', depthwise_conv2d(x, w, b, *options), expected, 1e-2 if dtype == torch.bfloat16 else 2e-3)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    x, w, b, *options = make(CASES[3])
+    w.requires_grad_()
+    with torch.autocast('cpu', dtype=dtype):
+        out = depthwise_conv2d(x, w, b, *options)
+        assert out.dtype == F.conv2d(x, w, b, *options, groups=3).dtype == dtype
+    out.float().sum().backward()
+    exact = w.detach().double().requires_grad_()
+    F.conv2d(x.double(), exact, b.double(), *options, groups=3).sum().backward()
+    assert w.grad.dtype == torch.float32
+    close('weight', w.grad, exact.grad, 3e-2)
+
+
+@pytest.mark.parametrize('case', [CASES[3], CASES[8]], ids=str)
+def test_compile_and_export(case):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            _, weight, _, *self.options = make(case)
+            self.weight = torch.nn.Parameter(weight)
+
+        def forward(self, x):
+            return depthwise_conv2d(x, self.weight, None, *self.options)
+
+    net, x = Net(), make(case)[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
+    expected = torch.autograd.grad(net(x).square().sum(), net.weight)[0]
+    close('gradient', torch.autograd.grad(compiled(x).square().sum(), net.weight)[0], expected)
+    exported = torch.export.export(net, (x,))
+    close('exported', exported.module()(x), net(x))
+    called = {str(n.target) for n in exported.graph.nodes if n.op == 'call_function'}
+    assert called <= {f'aten.{name}.default' for name in ('conv2d', 'pad', 'constant_pad_nd', 'contiguous', 'clone')}
+
+
+def test_unbatched_empty_and_meta():
+    w = torch.randn(3, 1, 7, 7)
+    x = torch.randn(3, 9, 9)
+    close('unbatched', depthwise_conv2d(x, w, padding=3), F.conv2d(x, w, padding=3, groups=3))
+    empty = torch.randn(0, 3, 9, 9)
+    assert depthwise_conv2d(empty, w.requires_grad_(), padding=3).shape == (0, 3, 9, 9)
+    assert depthwise_conv2d(x.to('meta')[None], w.to('meta'), padding=3).shape == (1, 3, 9, 9)
+
+
+def test_flops_are_those_of_the_convolution():
+    from mmengine.analysis import get_model_complexity_info
+
+    from mmext.convs.depthwise import DepthwiseConv2d
+
+    layer = DepthwiseConv2d(4, 4, 7, padding=3, groups=4, bias=False)
+    info = get_model_complexity_info(layer, inputs=(torch.randn(1, 4, 10, 12),), show_table=False, show_arch=False)
+    assert info['flops'] == 4 * 49 * 10 * 12

@@ -1,0 +1,289 @@
+"""Measure the operators side by side with what they replace, on one CPU thread, against the targets of the project.
+
+    python tools/analysis_tools/benchmark_ops.py [--only aggregate weight-gradient ...] [--rounds 9] [--out work_dirs/bench]
+
+One process, contenders interleaved round by round, thread CPU time (other processes disturb it least), minima and medians.
+Every contender is compared with float64 first. Writes OUT.json and OUT.png and prints one table; the exit status is 1 where
+a target is missed, so look at the machine's load before you believe it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmext.ops import _reference, depthwise_conv2d, native_status, neighborhood_aggregate
+from mmext.ops._geometry import resolve
+
+BATCH, CHANNELS, GROUPS, SIZE = 4, 64, 4, 56
+
+
+def interleave(contenders: dict[str, Callable], rounds: int, seconds: float = 0.15) -> dict[str, dict[str, float]]:
+    """Time every contender in turn, round by round; milliseconds of this thread."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            end, repeats = time.perf_counter() + seconds, 0
+            while repeats < 2 or (time.perf_counter() < end and repeats < 20):
+                start = time.thread_time()
+                call()
+                times[name].append((time.thread_time() - start) * 1e3)
+                repeats += 1
+    return {name: dict(min=min(t), median=statistics.median(t)) for name, t in times.items()}
+
+
+def check(name: str, got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
+    """Stop the benchmark if a contender does not compute what it should."""
+    error = float((got.double() - exact).norm() / exact.norm())
+    if not error <= tolerance:
+        raise SystemExit(f'{name} is wrong: relative error {error:.1e}')
+
+
+class Report:
+    """Rows of the table, one per figure."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict] = []
+
+    def ratio(self, figure: str, ours: dict, theirs: dict, target: float) -> None:
+        """Add a speed-up: of the medians, since that is what a user sees; the minima are kept beside it."""
+        value = theirs['median'] / ours['median']
+        self.add(
+            figure, value, target, value >= target, ours=ours, theirs=theirs, by_minima=theirs['min'] / ours['min']
+        )
+
+    def add(self, figure: str, value: float, target: float, met: bool, **more) -> None:
+        self.rows.append(dict(figure=figure, value=value, target=target, met=bool(met), **more))
+        row = self.rows[-1]
+        detail = ''
+        if 'ours' in row:
+            detail = (
+                f'{row["ours"]["median"]:9.2f} ms{row["theirs"]["median"]:10.2f} ms   (minima {row["by_minima"]:.1f}x)'
+            )
+        print(f'{figure:66s}{value:9.2f}{target:9.2f}  {"met" if met else "MISSED"}{detail}', flush=True)
+
+
+def aggregate(report: Report, rounds: int) -> None:
+    """Neighbourhood aggregation against unfold, the loop over taps, and that loop compiled."""
+    for kernel, targets, both in ((7, (60, 4, 2), (45, 12, 6)), (3, (20, 3, 2), None)):
+        window = resolve(kernel, 1, 1, 'same', 'zero', 'block')
+        value = torch.randn(BATCH, CHANNELS, SIZE, SIZE)
+        weight = torch.randn(BATCH, GROUPS, kernel**2, SIZE, SIZE)
+        z = torch.randn_like(value)
+
+        def unfold(v: Tensor, w: Tensor, kernel: int = kernel) -> Tensor:
+            columns = F.unfold(v, kernel, padding=kernel // 2).view(BATCH, GROUPS, -1, kernel**2, SIZE, SIZE)
+            return (columns * w[:, :, None]).sum(3).view_as(v)
+
+        def taps(v: Tensor, w: Tensor, window=window) -> Tensor:
+            return _reference.aggregate(v, w, window)
+
+        def native(v: Tensor, w: Tensor, kernel: int = kernel) -> Tensor:
+            return neighborhood_aggregate(v, w, kernel)
+
+        torch._dynamo.reset()
+        functions = {'native': native, 'unfold': unfold, 'taps': taps, 'torch.compile': torch.compile(taps)}
+        exact = taps(value.double(), weight.double())
+        for name, function in functions.items():
+            check(name, function(value, weight), exact)
+        times = interleave({n: partial(f, value, weight) for n, f in functions.items()}, rounds)
+        for other, target in zip(('unfold', 'taps', 'torch.compile'), targets, strict=True):
+            report.ratio(f'aggregate forward K={kernel} against {other}', times['native'], times[other], target)
+        if both is None:
+            continue
+        value.requires_grad_()
+        weight.requires_grad_()
+
+        def train(f: Callable, value: Tensor = value, weight: Tensor = weight, z: Tensor = z) -> tuple:
+            return torch.autograd.grad(f(value, weight), (value, weight), z)
+
+        times = interleave({n: partial(train, f) for n, f in functions.items()}, max(3, rounds // 2))
+        for other, target in zip(('unfold', 'taps', 'torch.compile'), both, strict=True):
+            report.ratio(
+                f'aggregate forward+backward K={kernel} against {other}', times['native'], times[other], target
+            )
+
+
+def memory(report: Report, rounds: int) -> None:
+    """Memory of one call beyond its tensors: what the process's peak grows by when the tensors are there already."""
+    kernel = 7
+    value = torch.randn(16 * BATCH, CHANNELS, SIZE, SIZE)
+    weight = torch.randn(16 * BATCH, GROUPS, kernel**2, SIZE, SIZE)
+    held = torch.full_like(value, 1.0)
+    del held
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    out = neighborhood_aggregate(value, weight, kernel)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    tensors = 4 * (value.numel() + weight.numel() + out.numel())
+    extra = max(0.0, grown - 4 * out.numel()) / tensors
+    report.add('aggregate forward K=7: memory beyond inputs and outputs', extra, 0.1, extra <= 0.1)
+
+
+def _depthwise(kernel: int, layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(BATCH, CHANNELS, SIZE, SIZE).to(memory_format=layout)
+    return (
+        x,
+        torch.randn(CHANNELS, 1, kernel, kernel),
+        torch.randn(BATCH, CHANNELS, SIZE, SIZE).to(memory_format=layout),
+    )
+
+
+def weight_gradient(report: Report, rounds: int) -> None:
+    """The routed weight gradient of a depthwise convolution against the stock one, NCHW."""
+    for kernel, target in ((7, 6), (13, 12), (31, 15)):
+        x, w, z = _depthwise(kernel, torch.contiguous_format)
+        w.requires_grad_()
+        ours = depthwise_conv2d(x, w, None, 1, kernel // 2)
+        stock = F.conv2d(x, w, None, 1, kernel // 2, 1, CHANNELS)
+        wide = w.detach().double().requires_grad_()
+        exact = torch.autograd.grad(F.conv2d(x.double(), wide, None, 1, kernel // 2, 1, CHANNELS), wide, z.double())[0]
+
+        def gradient(out: Tensor, w: Tensor = w, z: Tensor = z) -> Tensor:
+            return torch.autograd.grad(out, w, z, retain_graph=True)[0]
+
+        check('routed weight gradient', gradient(ours), exact)
+        times = interleave({'ours': partial(gradient, ours), 'stock': partial(gradient, stock)}, rounds)
+        report.ratio(f'depthwise weight gradient K={kernel}', times['ours'], times['stock'], target)
+
+
+def depthwise_forward(report: Report, rounds: int) -> None:
+    """The routed depthwise convolution against the faster of the two stock layouts, and against stock NCHW."""
+    layouts = {'NCHW': torch.contiguous_format, 'channels_last': torch.channels_last}
+    for kernel in range(7, 33, 2):
+        inputs = {name: _depthwise(kernel, layout)[:2] for name, layout in layouts.items()}
+
+        def stock(x: Tensor, w: Tensor, kernel: int = kernel) -> Tensor:
+            return F.conv2d(x, w, None, 1, kernel // 2, 1, CHANNELS)
+
+        def routed(x: Tensor, w: Tensor, kernel: int = kernel) -> Tensor:
+            return depthwise_conv2d(x, w, None, 1, kernel // 2)
+
+        contenders = {}
+        for name, (x, w) in inputs.items():
+            check(f'routed {name}', routed(x, w), stock(x.double(), w.double()))
+            contenders[f'stock {name}'] = partial(stock, x, w)
+            contenders[f'routed {name}'] = partial(routed, x, w)
+        times = interleave(contenders, rounds, 0.05)
+        best = min((times[f'stock {name}'] for name in layouts), key=lambda t: t['min'])
+        for name in layouts:
+            slower = times[f'routed {name}']['min'] / best['min']
+            report.add(
+                f'depthwise forward K={kernel} {name}: times the faster stock layout', slower, 1.7, slower <= 1.7
+            )
+        if kernel >= 15:
+            report.ratio(f'depthwise forward K={kernel} NCHW', times['routed NCHW'], times['stock NCHW'], 15)
+
+
+def replknet(report: Report, rounds: int) -> None:
+    """mmpretrain's RepLKNet-31B at 224, its depthwise layers swapped by one surgery rule, against stock."""
+    from mmengine.registry import MODELS
+
+    from mmext.surgery import swap_layers
+
+    config = dict(type='mmpretrain.RepLKNet', arch='31B', out_indices=(3,))
+    stock = MODELS.build(config)
+    routed = swap_layers(config, rules=[dict(depthwise=True, to=dict(type='mmext.DepthwiseConv2d'))])
+    routed.load_state_dict(stock.state_dict())
+    x = torch.randn(1, 3, 224, 224)
+    for model in (stock, routed):
+        model.eval()  # drop path would make the outputs differ
+    with torch.no_grad():
+        check('routed RepLKNet', routed(x)[-1], stock(x)[-1].double(), 1e-6)
+
+    def step(model: torch.nn.Module) -> None:
+        model.zero_grad()
+        model(x)[-1].square().mean().backward()
+
+    times = interleave({'routed': partial(step, routed), 'stock': partial(step, stock)}, max(2, rounds // 3), 0)
+    report.ratio('RepLKNet-31B forward+backward at 224', times['routed'], times['stock'], 2.5)
+
+
+def unseen_sizes(report: Report, rounds: int) -> None:
+    """The first call on a size that was never seen against the steady median: nothing is compiled per shape."""
+    ratios = []
+    for n in range(50):
+        height, width = 40 + n, 90 - n
+        value, weight = torch.randn(1, 32, height, width), torch.randn(1, 2, 49, height, width)
+        start = time.thread_time()
+        neighborhood_aggregate(value, weight, 7)
+        first = time.thread_time() - start
+        steady = []
+        for _ in range(15):
+            start = time.thread_time()
+            neighborhood_aggregate(value, weight, 7)
+            steady.append(time.thread_time() - start)
+        ratios.append(first / statistics.median(steady))
+    value = statistics.median(ratios)
+    report.add('first call on 50 unseen sizes, times the steady median', value, 1.5, value <= 1.5, worst=max(ratios))
+
+
+SECTIONS = {
+    'aggregate': aggregate,
+    'memory': memory,
+    'weight-gradient': weight_gradient,
+    'depthwise-forward': depthwise_forward,
+    'replknet': replknet,
+    'unseen-sizes': unseen_sizes,
+}
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw the speed-ups and their targets."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if 'ours' in row]
+    figure, axis = plt.subplots(figsize=(9, 0.35 * len(rows) + 1.2), layout='constrained')
+    axis.barh([row['figure'] for row in rows], [row['value'] for row in rows], color='#4878a8', label='measured')
+    axis.plot([row['target'] for row in rows], range(len(rows)), 'k|', markersize=14, label='target')
+    axis.set(xscale='log', xlabel='times faster (medians)')
+    axis.invert_yaxis()
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    """Run the sections that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_ops'))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    report = Report()
+    setting = dict(
+        torch=torch.__version__,
+        isa=torch.backends.cpu.get_cpu_capability(),
+        python=platform.python_version(),
+        threads=torch.get_num_threads(),
+        path=native_status()._asdict(),
+    )
+    print(json.dumps(setting))
+    print(f'{"figure":66s}{"value":>9s}{"target":>9s}')
+    for name in arguments.only:
+        SECTIONS[name](report, arguments.rounds)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix('.json').write_text(json.dumps(dict(setting=setting, rows=report.rows), indent=1))
+    plot(report.rows, arguments.out.with_suffix('.png'))
+    return 0 if all(row['met'] for row in report.rows) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
