@@ -63,7 +63,7 @@ def folded(model: nn.Module | str | dict | list, fuse_bn: bool = False, **model_
 
     The weights are those of a fresh model and come from the checkpoint that was written beside the config.
     """
-    built = build_wrapped(model, model_args)
+    built = build_wrapped(model, model_args, 'folded')
     built.eval()  # not chained: the train() of some hosts' backbones returns None
     return fold(built, fuse_bn)
 

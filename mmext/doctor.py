@@ -7,16 +7,10 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
+from mmext.hosts import HOSTS
+
 __all__ = ['diagnose', 'main']
 
-#: import name -> what to install on either stack
-HOSTS = {
-    'mmengine': ('onedl-mmengine', 'mmengine'),
-    'mmcv': ('onedl-mmcv', 'mmcv'),
-    'mmdet': ('onedl-mmdetection', 'mmdet'),
-    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
-    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
-}
 REQUIRED = ('torch', 'mmengine', 'mmcv')
 
 

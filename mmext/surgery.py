@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from mmext.hosts import build_from_host
 from mmext.registry import MODELS
 
 __all__ = ['CallSites', 'build_wrapped', 'swap_layers']
@@ -114,7 +115,7 @@ class CallSites(nn.ModuleList):
         return site(x)
 
 
-def build_wrapped(model: nn.Module | str | dict | list, model_args: dict) -> nn.Module:
+def build_wrapped(model: nn.Module | str | dict | list, model_args: dict, user: str) -> nn.Module:
     """Build what a wrapping config entry wraps.
 
     ``model`` is a config, or a type name whose arguments are the wrapper's remaining ones. The second form lets a config
@@ -127,7 +128,7 @@ def build_wrapped(model: nn.Module | str | dict | list, model_args: dict) -> nn.
         model = dict(type=model)
     if isinstance(model, Sequence):
         return ROOT_MODELS.build(list(model))
-    return ROOT_MODELS.build({**model, **model_args})
+    return build_from_host({**model, **model_args}, user)
 
 
 @MODELS.register_module()
@@ -154,7 +155,7 @@ def swap_layers(
     Raises:
         ValueError: If a rule matches nothing (the nearest names are shown), or a new layer refuses the old one's arguments.
     """
-    built = build_wrapped(model, model_args)
+    built = build_wrapped(model, model_args, 'swap_layers')
     chosen = _choose(built, [_parse(rule) for rule in rules])
     sites = _trace_activations(
         built, {id(m): m for m, rule in chosen.values() if not isinstance(m, nn.Conv2d)}, input_shape

@@ -228,7 +228,7 @@ def test_wrong_maps_are_refused():
 
 
 def test_a_missing_host_is_named(monkeypatch):
-    monkeypatch.setattr('mmext.heads._host.find_spec', lambda name: None if name == 'mmpretrain' else find_spec(name))
+    monkeypatch.setattr('mmext.hosts.find_spec', lambda name: None if name == 'mmpretrain' else find_spec(name))
     with pytest.raises(
         ImportError, match=r'InterflowHead builds mmpretrain\.ClsHead, but the package mmpretrain is not'
     ):

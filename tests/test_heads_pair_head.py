@@ -162,9 +162,9 @@ def test_heads_that_cannot_take_a_pair_are_refused(cfg, message):
 
 
 def test_a_missing_host_is_named(monkeypatch):
-    monkeypatch.setattr('mmext.heads._host.find_spec', lambda name: None if name == 'mmdet' else find_spec(name))
+    monkeypatch.setattr('mmext.hosts.find_spec', lambda name: None if name == 'mmdet' else find_spec(name))
     with pytest.raises(
-        ImportError, match=r'builds mmdet.RetinaHead, but the package mmdet is not installed; install onedl-'
+        ImportError, match=r'builds mmdet.RetinaHead, but the package mmdet is not installed; pip install onedl-'
     ):
         MODELS.build({'type': 'mmext.PairHead', 'head': 'mmdet.RetinaHead', 'num_classes': 3, 'in_channels': 8})
 

@@ -210,6 +210,14 @@ def test_bad_rules(rules, error, message):
         swapped(rules)
 
 
+def test_a_missing_host_is_named(monkeypatch):
+    monkeypatch.setattr('mmext.hosts.find_spec', lambda name: None)
+    with pytest.raises(
+        ImportError, match=r'swap_layers builds mmdet.ResNet, but the package mmdet .* onedl-mmdetection'
+    ):
+        swapped([dict(kernel_size=7, **REFCONV)])
+
+
 def test_trial_run_that_fails_says_how_to_help():
     with pytest.raises(ValueError, match='input_shape'):
         swapped([LENI_RULE], input_shape=(5, 32, 32))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmext.heads._host import build_from_host
+from mmext.hosts import build_from_host
 from mmext.registry import MODELS
 
 __all__ = ['InterflowHead', 'PyramidLinearHead']

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmext.heads._host import build_from_host
+from mmext.hosts import build_from_host
 from mmext.registry import MODELS
 
 __all__ = ['Pick', 'pair_head']
