@@ -193,6 +193,21 @@ def test_resume_of_a_run_that_saved_nothing_starts_it(config, work):
     assert run_train(config(CLS), work, '--resume').iter == 2
 
 
+def test_resume_without_a_checkpoint_starts_from_load_from_and_with_one_goes_on(config, work, tmp_path):
+    path = config(CLS)
+    run_train(path, work)
+    start = f'load_from={work / "epoch_1.pth"}'
+    second = tmp_path / 'second'
+    options = ('--resume', '--cfg-options', 'optim_wrapper.optimizer.lr=0.0', start)
+    runner = run_train(path, second, *options)
+    assert runner.epoch == 1
+    saved = torch.load(work / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert torch.equal(runner.model.state_dict()['head.fc.weight'], saved['head.fc.weight'])
+    runner = run_train(path, second, *options, 'train_cfg.max_epochs=2')
+    assert runner.cfg.load_from == str(second / 'epoch_1.pth')
+    assert runner.epoch == 2
+
+
 def test_one_spare_checkpoint_is_kept(config, work):
     run_train(config(CLS), work, '--cfg-options', 'train_cfg.max_epochs=3', 'default_hooks.checkpoint.max_keep_ckpts=1')
     assert {p.name for p in work.glob('*.pth')} == {'epoch_2.pth', 'epoch_3.pth'}

@@ -74,7 +74,7 @@ PLAIN = 'model.backbone.init_cfg.checkpoint'
 DETECTOR = Job('detector', 'det/retinanet_falconnet_sepc_scenes.py', 'refocus', SURGERY)
 SAGD_DETECTOR = Job('sagd_detector', 'det/retinanet_falconnet_sepc_sagd_scenes.py', 'refocus', SURGERY)
 STOCK_DETECTOR = Job('stock_detector', 'det/retinanet_r18_fpn_scenes.py', 'stock_digits', PLAIN)
-SEGMENTOR = Job('segmentor', 'seg/fcn_falconnet_scenes.py', 'refocus', SURGERY)
+SEGMENTOR = Job('segmentor', 'seg/falconnet_fpn_scenes.py', 'refocus', SURGERY)
 
 #: The chains of trainings of each task, run side by side. What the first one ends with is deployed and drawn.
 TASKS = {

@@ -76,15 +76,21 @@ def keep_one_spare(cfg: Config) -> None:
 
 
 def choose_start(cfg: Config, resume: str | None) -> None:
-    """Decide from which checkpoint to start; the argument wins over ``resume`` and ``load_from`` of the config."""
-    if resume is not None:
-        cfg.resume, cfg.load_from = True, None if resume == 'auto' else resume
-    if cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = newest_loadable(cfg.work_dir)
-        cfg.resume = cfg.load_from is not None
-        if not cfg.resume:
-            cli.warn(f'nothing to resume in {cfg.work_dir} yet: the run starts from the beginning')
-    elif cfg.get('load_from'):
+    """Decide from which checkpoint to start.
+
+    A run that has a checkpoint goes on from it. One that has none starts as its config says, from ``load_from`` if that is
+    set: the same command serves the first start and every restart.
+    """
+    if resume not in (None, 'auto'):
+        cfg.resume, cfg.load_from = True, resume
+    elif resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        newest = newest_loadable(cfg.work_dir)
+        cfg.resume = newest is not None
+        if newest:
+            cfg.load_from = newest
+            return
+        cli.warn(f'nothing to resume in {cfg.work_dir} yet: the run starts from the beginning')
+    if cfg.get('load_from'):
         cli.use_checkpoint(cfg, cfg.load_from)
 
 

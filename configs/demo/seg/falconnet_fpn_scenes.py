@@ -1,5 +1,5 @@
 # Semantic segmentation of the scenes: the refocused FalconNet with LENI, all its maps joined by a stock FPN and FPNHead.
-_base_ = '../_base_/scenes_seg.py'
+_base_ = ['../_base_/falconnet.py', '../_base_/scenes_seg.py']
 
 model = dict(
     type='EncoderDecoder',
@@ -13,20 +13,7 @@ model = dict(
         seg_pad_val=0,
         test_cfg=dict(size_divisor=32),
     ),
-    backbone=dict(
-        type='mmext.swap_layers',
-        model=dict(
-            type='mmext.FalconNet',
-            arch=dict(depths=(2, 3, 3), channels=(32, 64, 128)),
-            block=dict(
-                type='mmext.MetaLightBlock', expansion=3, spatial=dict(type='Conv2d'), channel=dict(type='Conv2d')
-            ),
-            conv_cfg=dict(type='mmext.RefConv2d'),
-            out_indices=(0, 1, 2),
-            init_cfg=dict(type='Pretrained', checkpoint='work_dirs/demo/refocus/epoch_5.pth', prefix='backbone.'),
-        ),
-        rules=[dict(layer='ReLU', match=r'stages\.[12].*so2', to=dict(type='mmext.LENI'))],
-    ),
+    backbone=_base_.falconnet,
     neck=dict(type='FPN', in_channels=[32, 64, 128], out_channels=64, num_outs=3),
     decode_head=dict(
         type='FPNHead',
