@@ -18,7 +18,16 @@ from mmengine.runner import Runner
 
 from mmext.hooks.checkpoint_guard import CheckpointError, read_checkpoint
 
-__all__ = ['UsageError', 'add_common_arguments', 'build_runner', 'load_config', 'parse', 'run', 'use_checkpoint']
+__all__ = [
+    'UsageError',
+    'add_common_arguments',
+    'build_runner',
+    'load_config',
+    'parse',
+    'read_config',
+    'run',
+    'use_checkpoint',
+]
 
 
 class UsageError(ValueError):
@@ -47,15 +56,29 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
+def read_config(path: str) -> Config:
+    """Read a config that describes a model.
+
+    Raises:
+        UsageError: If there is no such file, or no model in it.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f'config {path} does not exist; check the path')
+    cfg = Config.fromfile(path)
+    if not isinstance(cfg.get('model'), dict):
+        raise UsageError(
+            f'config {path} has no model = dict(type=...); pass a whole config, not one of its _base_ parts'
+        )
+    return cfg
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the common arguments; the folder is that of the argument, the config or its name.
 
     Raises:
         UsageError: If there is no such config.
     """
-    if not Path(args.config).is_file():
-        raise UsageError(f'config {args.config} does not exist; check the path')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

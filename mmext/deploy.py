@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
@@ -71,10 +72,32 @@ def folded(model: nn.Module | str | dict | list, fuse_bn: bool = False, **model_
 def outputs_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """Run a host's model, or a bare component, without post-processing, and return all tensors that come out."""
     from mmengine.model import BaseModel
+    from mmengine.structures import BaseDataElement
 
+    size = tuple(inputs.shape[2:])
+    # Two-stage detectors and DETRs ask the samples for the size of their image.
+    sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+    samples = [BaseDataElement(metainfo=dict(sizes, scale_factor=(1.0, 1.0))) for _ in inputs]
     with torch.no_grad():
-        out = model(inputs, mode='tensor') if isinstance(model, BaseModel) else model(inputs)
+        if not isinstance(model, BaseModel):
+            out = model(inputs)
+        elif hasattr(getattr(model, 'rpn_head', None), 'prior_generator') and hasattr(model, 'roi_head'):
+            out = _two_stages(model, inputs, samples)
+        else:
+            out = model(inputs, samples, mode='tensor')
     return list(_tensors(out))
+
+
+def _two_stages(model: Any, inputs: Tensor, samples: list) -> tuple:
+    """Run the second stage on given boxes: a rounding error can change which proposals the first one's NMS keeps."""
+    from mmengine.structures import InstanceData
+
+    height, width = inputs.shape[2:]
+    corners = inputs.new_tensor([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0.2, 0.3, 0.9, 0.7], [0.4, 0.1, 0.6, 0.8]])
+    boxes = corners * inputs.new_tensor([width, height, width, height])
+    features = model.extract_feat(inputs)
+    proposals = [InstanceData(bboxes=boxes) for _ in samples]
+    return model.rpn_head(features), model.roi_head.forward(features, proposals, samples)
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:
@@ -117,17 +140,23 @@ def deploy(
         error between the two.
 
     Raises:
-        RuntimeError: If the weights do not fit, or the folded model does not compute the same.
+        RuntimeError: If the weights do not fit, the model returns nothing to compare, or the folded one does not compute the
+            same.
     """
     model_cfg = _without_pretrained(model_cfg)
-    trained = ROOT_MODELS.build(copy.deepcopy(model_cfg)).eval()
+    trained = _build(model_cfg).eval()
     _load(trained, state_dict)
     reference = outputs_of(trained, inputs)
+    if not any(t.is_floating_point() and t.numel() for t in reference):
+        raise RuntimeError(
+            f"{type(trained).__name__} returns no tensors with mode='tensor', so that nothing can be compared; fold it with "
+            'mmext.deploy.fold and compare what it predicts'
+        )
     weights = fold(copy.deepcopy(trained), fuse_bn).state_dict()
 
     failures = []
     for new_cfg in (_by_component(model_cfg, weights, fuse_bn), _wrapped(model_cfg, fuse_bn)):
-        rebuilt = ROOT_MODELS.build(copy.deepcopy(new_cfg)).eval()
+        rebuilt = _build(new_cfg).eval()
         try:
             _load(rebuilt, weights)
         except RuntimeError as misfit:
@@ -146,9 +175,13 @@ def deploy(
     )
 
 
+def _build(cfg: Mapping) -> nn.Module:
+    # The hosts read settings as attributes (train_cfg.rpn), which a plain dict does not have.
+    return ROOT_MODELS.build(ConfigDict(copy.deepcopy(cfg)))
+
+
 def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     missing, unexpected = model.load_state_dict(state_dict, strict=False)
-    # Buffers that the hosts register as constants may be absent from older checkpoints, weights may not.
     if missing or unexpected:
         raise RuntimeError(
             f'the checkpoint does not fit the model: {len(missing)} keys are missing ({missing[:3]} ...) and '
@@ -163,7 +196,7 @@ def _wrapped(cfg: Any, fuse_bn: bool) -> dict:
 def _by_component(model_cfg: Mapping, weights: Mapping[str, Tensor], fuse_bn: bool) -> dict:
     """Return the config of the folded model: each component in stock form if that has the folded weights, else wrapped."""
     stock = _stock_form(model_cfg)
-    built = {k: v.shape for k, v in ROOT_MODELS.build(copy.deepcopy(stock)).state_dict().items()}
+    built = {k: v.shape for k, v in _build(stock).state_dict().items()}
     new_cfg = dict(stock)
     for name, component in model_cfg.items():
         ours = {k: v.shape for k, v in weights.items() if k.startswith(f'{name}.')}

@@ -29,7 +29,8 @@ class Registry(root.Registry):
             found = None
         if found is None:
             name = key.rpartition('.')[2]
-            near = difflib.get_close_matches(name, self.module_dict, n=3, cutoff=0.0)
+            known = {n.lower(): n for n in self.module_dict}  # a slip of case is a near miss
+            near = [known[n] for n in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.0)]
             hint = ', '.join(f'mmext.{n}' for n in near) or 'nothing'
             raise KeyError(
                 f"mmext.{name} is not registered among mmext's {self.name}s; the nearest names are {hint} "

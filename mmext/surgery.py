@@ -63,6 +63,14 @@ class Rule:
                     "for an activation write layer='ReLU'"
                 )
             self.layer = 'Conv2d'
+        for key in ('match', 'skip'):
+            try:
+                re.compile(getattr(self, key) or '')
+            except re.error as error:
+                raise ValueError(
+                    f'swap_layers takes a regular expression as {key}, and {getattr(self, key)!r} is none ({error}); write '
+                    r'\( for a bracket and \. for a dot'
+                ) from error
 
     def wants(self, name: str, module: nn.Module) -> bool:
         if type(module).__name__ != self.layer or not re.search(self.match, name):
@@ -153,8 +161,11 @@ def swap_layers(
         **model_args: Arguments of the component.
 
     Raises:
-        ValueError: If a rule matches nothing (the nearest names are shown), or a new layer refuses the old one's arguments.
+        ValueError: If a rule is malformed or matches nothing (the nearest names are shown), or if a new layer refuses the old
+            one's arguments.
     """
+    if not rules or not isinstance(rules, Sequence):
+        raise ValueError(f'swap_layers needs a list of at least one rule, rules=[dict(to=..., ...)], got {rules=}')
     built = build_wrapped(model, model_args, 'swap_layers')
     chosen = _choose(built, [_parse(rule) for rule in rules])
     sites = _trace_activations(
@@ -197,12 +208,18 @@ def _choose(model: nn.Module, rules: Sequence[Rule]) -> dict[str, tuple[nn.Modul
     for rule in rules:
         wanted = [(n, m) for n, m in named if n not in chosen and rule.wants(n, m)][: rule.first]
         if not wanted:
-            names = [n for n, m in named if type(m).__name__ == rule.layer] or [n for n, _ in named]
+            names = [n for n, m in named if type(m).__name__ == rule.layer]
+            if not names:
+                classes = sorted({type(m).__name__ for _, m in named})
+                raise ValueError(
+                    f'swap_layers found no layer of class {rule.layer} in {type(model).__name__}; its nearest classes are '
+                    f'{difflib.get_close_matches(str(rule.layer), classes, n=5, cutoff=0.0)}'
+                )
             near = difflib.get_close_matches(rule.match or rule.layer, names, n=5, cutoff=0.0)
             conditions = {f.name: v for f in fields(rule) if f.init and (v := getattr(rule, f.name)) not in (None, '')}
             raise ValueError(
                 f'swap_layers found no layer in {type(model).__name__} for the rule {conditions}; of its '
-                f'{sum(type(m).__name__ == rule.layer for _, m in named)} {rule.layer} layers the nearest names are {near}'
+                f'{len(names)} {rule.layer} layers the nearest names are {near}'
             )
         chosen.update({n: (m, rule) for n, m in wanted})
     # A shared layer that a rule wants under one of its names is replaced under all of them.
@@ -223,7 +240,8 @@ def _trace_activations(
     parents = _callers(model, targets)
     for key, parent in parents.items():
         if isinstance(parent, ConvModule):
-            sites[key] = [parent.out_channels]
+            before = parent.order.index('act') < parent.order.index('conv')
+            sites[key] = [parent.in_channels if before else parent.out_channels]
     open_targets = {key: m for key, m in targets.items() if key not in sites}
     if not open_targets:
         return sites
@@ -301,16 +319,22 @@ def _replacement(old: nn.Module, rule: Rule, sites: list[int], parent: nn.Module
     if isinstance(old, nn.Conv2d):
         keys = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
         new = ROOT_MODELS.build({**{k: getattr(old, k) for k in keys}, 'bias': old.bias is not None, **rule.to})
-        same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
-        new.load_state_dict(same, strict=False)
-        return new.to(old.weight)
+        return _take_over(old, new).to(old.weight)
     takes_channels = 'num_channels' in inspect.signature(rule.cls).parameters
     like = next(parent.parameters(), None)
     made = []
     for channels in sites:
         new = ROOT_MODELS.build({**(dict(num_channels=channels) if takes_channels else {}), **rule.to})
-        made.append(new if like is None else new.to(like))
+        if (out := getattr(new, 'out_channels', channels)) != channels:
+            raise ValueError(f'it would turn {channels} channels into {out}, which what follows does not expect')
+        made.append(_take_over(old, new) if like is None else _take_over(old, new).to(like))
     return made[0] if len(made) == 1 else CallSites(made, parent)
+
+
+def _take_over(old: nn.Module, new: nn.Module) -> nn.Module:
+    same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
+    new.load_state_dict(same, strict=False)
+    return new
 
 
 def _log(model: nn.Module, rows: list[tuple[str, nn.Module, nn.Module]]) -> None:

@@ -74,6 +74,12 @@ def test_fold_equals_eval_mode(kwargs):
     assert all(torch.equal(v, state[k]) for k, v in layer.state_dict().items()), 'folding must not change the layer'
 
 
+@pytest.mark.parametrize('norm_cfg', [dict(type='GN', num_groups=2), dict(type='BN', track_running_stats=False)])
+def test_a_norm_that_depends_on_the_input_stays(norm_cfg):
+    layer = LENI(6, norm_cfg=norm_cfg).eval()
+    assert layer.fold() is layer
+
+
 def test_learning_starts_through_the_negative_scale():
     layer = LENI(4)
     x = -torch.rand(2, 4, 5, 5, requires_grad=True)

@@ -149,6 +149,35 @@ def test_cache_follows_every_change(name):
     assert x.grad is not None
 
 
+def test_cache_is_not_taken_for_that_of_a_new_parameter_at_the_old_address():
+    layer = MODELS.get('RefConv2d')(4, 4, 3).eval()
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        for _ in range(50):
+            layer(x)
+            del layer.map_weight
+            layer.map_weight = nn.Parameter(torch.randn(16, 1, 3, 3))
+            assert torch.equal(layer(x), layer.fold()(x))
+
+
+def test_a_host_cannot_compute_with_the_basis_in_place_of_the_kernel():
+    module = ConvModule(
+        4, 4, 3, conv_cfg=dict(type='mmext.RefConv2d'), norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True
+    )
+    x = torch.randn(1, 4, 5, 5)
+    module.train()(x)
+    with pytest.raises(TypeError, match=r'RefConv2d generates its kernel .* efficient_conv_bn_eval'):
+        module.eval()(x)
+    module.conv = module.conv.fold()
+    module(x)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_an_unknown_argument_is_named_with_the_known_ones(name):
+    with pytest.raises(TypeError, match=rf'{name} has no argument no_such; it takes those of nn.Conv2d'):
+        MODELS.get(name)(8, 8, 3, groups=8, no_such=1)
+
+
 @pytest.mark.parametrize('name', FAMILY)
 def test_gradients_reach_the_parameters_in_eval_mode_too(name):
     layer = build(name, padding=1).eval()

@@ -110,6 +110,34 @@ def test_surgery_on_the_whole_model_folds_too():
     assert new_cfg['type'] == 'mmext.folded'
 
 
+def test_models_that_need_data_samples_fold():
+    init_default_scope('mmdet')
+    cfg = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
+    cfg.backbone = dict(type='mmext.swap_layers', model='ResNet', rules=[REFCONV], depth=18, base_channels=8)
+    cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=8)
+    cfg.rpn_head.update(in_channels=8, feat_channels=8)
+    cfg.roi_head.bbox_roi_extractor.out_channels = 8
+    cfg.roi_head.bbox_head.update(in_channels=8, fc_out_channels=8)
+    trained, _, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS)
+    assert error < 1e-5
+    assert 'mmext' not in str(new_cfg)
+    shapes = [tuple(t.shape) for t in outputs_of(trained, INPUTS)]
+    assert len(shapes) == 2 * 5 + 2, 'scores and boxes of five levels, then of the second stage'
+    assert shapes[-2:] == [(2 * 4, 81), (2 * 4, 4 * 80)]
+    # Batch norms fuse up to rounding, which may not decide which proposals are compared.
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert deploy(cfg, trained_state(cfg), INPUTS, fuse_bn=True)[3] < 1e-4
+
+
+def test_refuses_a_model_that_returns_nothing_to_compare(monkeypatch):
+    cfg = detector()
+    state = trained_state(cfg)
+    monkeypatch.setattr('mmext.deploy.outputs_of', lambda *_: [])
+    with pytest.raises(RuntimeError, match='nothing can be compared'):
+        deploy(cfg, state, INPUTS)
+
+
 def test_segmentor_folds():
     init_default_scope('mmseg')
     cfg = get_config('mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py').model.to_dict()

@@ -157,6 +157,7 @@ def test_bases_of_the_hosts_resolve(base, tmp_path):
     [
         (MODELS, 'mmext.RefConv', 'mmext.RefConv2d'),
         (MODELS, 'mmext.Falconnet', 'mmext.FalconNet'),
+        (MODELS, 'mmext.leni', 'mmext.LENI,'),
         (OPTIMIZERS, 'mmext.SaGD', 'mmext.SAGD'),
     ],
 )

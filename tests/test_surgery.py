@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.hub import get_config
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
@@ -136,6 +137,23 @@ def test_relu6_is_not_mistaken_for_relu_and_conv_modules_need_no_trial_run():
     assert any(isinstance(m, LENI) for m in model.modules())
 
 
+def test_an_activation_before_its_convolution_sees_the_input_channels():
+    module = ConvModule(4, 8, 3, padding=1, norm_cfg=dict(type='BN'), order=('norm', 'act', 'conv'))
+    model = swap_layers(nn.Sequential(module), [LENI_RULE])
+    assert model[0].activate.num_channels == 4
+    assert model(torch.randn(1, 4, 8, 8)).shape == (1, 8, 8, 8)
+
+
+def test_layers_that_are_no_convolutions_keep_their_weights_too():
+    norm = nn.BatchNorm2d(4)
+    nn.init.normal_(norm.weight)
+    norm.running_mean.normal_()
+    rule = dict(layer='BatchNorm2d', to=dict(type='BN2d', num_features=4))
+    new = swap_layers(nn.Sequential(nn.Conv2d(3, 4, 1), norm), [rule])[1]
+    assert new is not norm
+    assert all(torch.equal(v, norm.state_dict()[k]) for k, v in new.state_dict().items())
+
+
 def test_works_on_necks_heads_and_whole_models():
     neck = dict(type='mmdet.FPN', in_channels=[8, 16], out_channels=8, num_outs=2)
     assert isinstance(swap_layers(neck, [dict(match='fpn_convs', **REFCONV)]).fpn_convs[0].conv, RefConv2d)
@@ -197,6 +215,16 @@ def test_log_tells_what_was_replaced(caplog):
         ([dict(to=dict(type='mmext.LENI'))], ValueError, "layer='ReLU'"),
         ([dict(regex='conv', **REFCONV)], ValueError, r"rules take \['depthwise'"),
         ([dict(match='conv')], ValueError, 'needs to=dict'),
+        ([dict(match='layer(', **REFCONV)], ValueError, r"regular expression as match, and 'layer\(' is none"),
+        ([], ValueError, 'at least one rule'),
+        (REFCONV, ValueError, 'needs a list'),
+        ([dict(LENI_RULE, layer='Relu')], ValueError, r"no layer of class Relu in ResNet.*\['ReLU'"),
+        ([dict(layer='ReLU', to=dict(type='mmext.LENI', mode='concat'))], ValueError, 'turn 8 channels into 16'),
+        (
+            [dict(to=dict(type='mmext.RefConv2d', map_size=3))],
+            ValueError,
+            'no argument map_size; it takes .*map_kernel_size',
+        ),
         ([dict(to=dict(type='mmext.RefConv'))], KeyError, 'mmext.RefConv2d'),
         (
             [dict(match='^conv1', to=dict(type='mmext.RefConv2d', map_kernel_size=9))],

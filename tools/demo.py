@@ -41,7 +41,7 @@ class Job:
     """One training with its test.
 
     Args:
-        name: What it does, and the name of its folder.
+        name: What it makes, and the name of its folder.
         config: Its config below configs/demo.
         start: The job whose last checkpoint it starts from.
         start_key: The setting of its config that takes that checkpoint.
@@ -52,18 +52,10 @@ class Job:
     start: str | None = None
     start_key: str = 'load_from'
 
-    @property
-    def folder(self) -> Path:
-        return WORK / self.name
-
-    @property
-    def checkpoint(self) -> Path:
-        return Path((self.folder / 'last_checkpoint').read_text())
-
-    @property
-    def written_config(self) -> Path:
-        """The config with all overrides, as the training wrote it."""
-        return self.folder / Path(self.config).name
+    def trained(self, work: Path) -> tuple[Path, Path]:
+        """Return the config with all overrides, as the training wrote it, and the last checkpoint."""
+        folder = work / self.name
+        return folder / Path(self.config).name, Path((folder / 'last_checkpoint').read_text())
 
 
 DIGITS = Job('digits', 'cls/falconnet_digits.py')
@@ -92,6 +84,7 @@ class Chain:
     """
 
     jobs: list[Job]
+    work: Path
     threads: int
     log: Path | None = None
 
@@ -116,20 +109,21 @@ class Chain:
 
     def do(self, job: Job, epochs: int | None) -> dict[str, float]:
         """Train and test a job, unless that is done already, and return its metrics and the seconds that it took."""
-        record = job.folder / 'result.json'
+        folder = self.work / job.name
+        record = folder / 'result.json'
         if not record.exists():
             options = [] if epochs is None else [f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}']
             if job.start:
-                options.append(f'{job.start_key}={(WORK / job.start / "last_checkpoint").read_text()}')
+                options.append(f'{job.start_key}={(self.work / job.start / "last_checkpoint").read_text()}')
             begin = time.monotonic()
             self.tool(
                 'tools/train.py',
                 CONFIGS / job.config,
-                *('--work-dir', job.folder, '--resume'),
+                *('--work-dir', folder, '--resume'),
                 *(['--cfg-options', *options] if options else []),
             )
             seconds = time.monotonic() - begin
-            metrics = self.test(job.written_config, job.checkpoint, job.folder / 'test')
+            metrics = self.test(*job.trained(self.work), folder / 'test')
             record.write_text(json.dumps({'seconds': round(seconds), **metrics}))
         return json.loads(record.read_text())
 
@@ -235,10 +229,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--epochs', type=int, help='train every job that short, to see that it runs')
     args = parser.parse_args(argv)
     begin = time.monotonic()
+    os.chdir(ROOT)
+    # A shortened demo keeps to itself: its results are never taken for those of the whole one.
+    work = WORK if args.epochs is None else WORK.with_name(f'{WORK.name}_{args.epochs}_epochs')
     jobs, *others = TASKS[args.task]
     threads = max((os.cpu_count() or 1) // (1 + len(others)), 1)
-    main_chain = Chain(jobs, threads)
-    chains = [main_chain, *(Chain(c, threads, WORK / f'{c[-1].name}.log') for c in others)]
+    main_chain = Chain(jobs, work, threads)
+    chains = [main_chain, *(Chain(c, work, threads, work / f'{c[-1].name}.log') for c in others)]
     try:
         main_chain.tool('tools/dataset_converters/digit_scenes.py')
         with ThreadPoolExecutor(len(chains)) as pool:
@@ -253,19 +250,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def finish(task: str, chain: Chain, results: dict[str, dict[str, float]]) -> None:
     """Deploy the last model of a chain, test what was deployed, draw its predictions, and write the table."""
     main_job = chain.jobs[-1]
-    deployed = WORK / f'{main_job.name}_deployed'
+    deployed = chain.work / f'{main_job.name}_deployed'
     model = deployed / 'model.pth'
     if not model.exists():
-        chain.tool('tools/deploy.py', main_job.written_config, main_job.checkpoint, model, '--fuse-bn')
+        chain.tool('tools/deploy.py', *main_job.trained(chain.work), model, '--fuse-bn')
     is_map = main_job is SEGMENTOR
     predictions = deployed / ('maps' if is_map else 'predictions.pkl')
     results[deployed.name] = chain.test(
         model.with_suffix('.py'), model, deployed / 'test', '--out', predictions, '--force'
     )
-    picture = WORK / f'{task}.png'
+    picture = chain.work / f'{task}.png'
     sheet(maps_of(predictions) if is_map else boxes_of(predictions), picture)
 
-    summary = WORK / f'{task}.md'
+    summary = chain.work / f'{task}.md'
     summary.write_text(table(results) + '\n')
     say(f'\n{summary.read_text()}\nTruth beside predictions: {picture}; this table: {summary}')
 

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmext
 from mmext import cli
 from mmext.deploy import deploy, outputs_of
-from mmext.hooks.checkpoint_guard import read_checkpoint
+from mmext.hooks.checkpoint_guard import read_checkpoint, state_dict_of
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,14 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for existing in (p for p in (out, out.with_suffix('.py')) if p.exists() and not args.force):
         raise cli.UsageError(f'{existing} exists and is not overwritten; choose another OUT or pass --force')
 
-    if not Path(args.config).is_file():
-        raise cli.UsageError(f'config {args.config} does not exist; check the path')
-    cfg = Config.fromfile(args.config)
+    cfg = cli.read_config(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     checkpoint = read_checkpoint(args.checkpoint)
-    state_dict = checkpoint.get('state_dict', checkpoint)
+    state_dict = state_dict_of(checkpoint)
 
     inputs = torch.randn(2, 3, *args.shape, generator=torch.Generator().manual_seed(0))
     try:

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if args.out:
         check_out(cfg, Path(args.out), args.force)
         if cfg.get('default_scope') == 'mmseg':
-            cfg.test_evaluator.output_dir = args.out
+            metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+            metrics[0].output_dir = args.out
     runner = cli.build_runner(cfg)
     if args.out and cfg.get('default_scope') != 'mmseg':
         runner.test_evaluator.metrics.append(dump_class(cfg)(out_file_path=args.out))

@@ -113,11 +113,12 @@ class LENI(nn.Module):
         return positive * self.pos_scale.view(-1, 1, 1) + enhanced * self.neg_scale.view(-1, 1, 1)
 
     def fold(self) -> LENI:
-        """Return the same activation with its normalisation folded into T, which thereby gets a bias."""
+        """Return the same activation with its batch norm folded into T, which thereby gets a bias; else, itself."""
         folded = copy.deepcopy(self).eval()
-        if not isinstance(folded.norm, nn.modules.batchnorm._BatchNorm):
+        norm = folded.norm
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             return self
-        folded.transform = nn.utils.fuse_conv_bn_eval(folded.transform, folded.norm)
+        folded.transform = nn.utils.fuse_conv_bn_eval(folded.transform, norm)
         folded.norm = nn.Identity()
         return folded.train(self.training)
 
@@ -137,7 +138,7 @@ class LENIConv(BaseModule):
         out_channels: Channels of the output, even.
         kernel_size: Of the convolution, like the further arguments of ``nn.Conv2d`` in ``kwargs``.
         norm_cfg: Normalisation between the convolution and LENI, None for none.
-        leni_cfg: Further arguments of :class:`LENI`.
+        leni_cfg: Further arguments of :class:`LENI`, all but ``mode``.
         init_cfg: As everywhere in mmengine.
 
     Raises:
@@ -163,7 +164,7 @@ class LENIConv(BaseModule):
         kwargs.setdefault('bias', norm_cfg is None)
         self.conv = nn.Conv2d(in_channels, half, kernel_size, **kwargs)
         self.norm = _build_norm(norm_cfg, half)
-        self.activate = LENI(half, **{'mode': 'concat', **(leni_cfg or {})})
+        self.activate = LENI(half, mode='concat', **(leni_cfg or {}))
         self.out_channels = out_channels
 
     def forward(self, x: Tensor) -> Tensor:

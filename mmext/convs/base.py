@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +20,9 @@ class ExtConv2d(nn.Conv2d):
     survive in ResNet (``conv_cfg`` and ``dcn``), FPN and CSPNeXt.
 
     Subclasses take every argument of ``nn.Conv2d`` with its defaults, then their own as keywords.
+
+    Raises:
+        TypeError: If a keyword is an argument neither of ``nn.Conv2d`` nor of the subclass.
     """
 
     # torch types the geometry for any number of dimensions; here there are two.
@@ -24,6 +30,16 @@ class ExtConv2d(nn.Conv2d):
     stride: tuple[int, int]
     padding: tuple[int, int] | str
     dilation: tuple[int, int]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        plain = inspect.signature(nn.Conv2d).parameters
+        if unknown := sorted(set(kwargs) - set(plain)):
+            own = [p.name for c in type(self).__mro__ for p in _keywords_of(c) if p.name not in plain]
+            raise TypeError(
+                f'{type(self).__name__} has no argument {", ".join(unknown)}; it takes those of nn.Conv2d'
+                + (f' and {", ".join(own)}' if own else '')
+            )
+        super().__init__(*args, **kwargs)
 
     def init_weights(self) -> None:
         """Initialise the layer as its constructor does."""
@@ -50,3 +66,10 @@ class ExtConv2d(nn.Conv2d):
         if plain.bias is not None and bias is not None:
             plain.bias.copy_(bias)
         return plain.train(self.training)
+
+
+def _keywords_of(cls: type) -> list[inspect.Parameter]:
+    """Return the keyword-only arguments that ``cls`` itself adds."""
+    init = cls.__dict__.get('__init__')
+    parameters = inspect.signature(init).parameters.values() if inspect.isfunction(init) else ()
+    return [p for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -21,13 +21,14 @@ class GeneratedConv2d(ExtConv2d):
 
     - the arguments of ``nn.Conv2d``, all of them;
     - generation in full precision under autocast (a kernel made in half precision is not the kernel that folds);
-    - a cache in eval mode, which dies when a parameter or buffer changes, moves or is loaded, and at every ``train()`` or
-      ``eval()``; a write through ``tensor.data`` in between cannot be seen, call ``eval()`` after it;
+    - a cache in eval mode, which dies when a parameter or buffer changes, moves, is loaded or replaced, and at every
+      ``train()`` or ``eval()``; a write through ``tensor.data`` in between cannot be seen, call ``eval()`` after it;
     - :meth:`fold`, the plain ``nn.Conv2d`` that computes the same;
     - a checkpoint that no plain layer accepts by mistake. Where the state keeps a tensor named ``weight`` (a basis, a
       latent kernel), it has the shape of a plain layer's kernel without being one. It is therefore *saved* with a leading
-      axis of length 1, (1, Co, Ci/groups, kh, kw): ``nn.Conv2d`` refuses that shape even with ``strict=False``, and this
-      class loads both, so that a plain checkpoint serves as the starting point.
+      axis of length 1, (1, Co, Ci/groups, kh, kw): torch refuses that shape for a plain layer even with ``strict=False``,
+      mmengine's loader reports it and leaves the layer as it was (``mmext.CheckpointGuardHook`` makes that an error), and
+      this class loads both, so that a plain checkpoint serves as the starting point.
 
     Attributes:
         plain: Whether this very layer generates nothing and ``weight`` is its kernel, because the system leaves such
@@ -38,7 +39,8 @@ class GeneratedConv2d(ExtConv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._cache: tuple[tuple, Tensor, Tensor | None] | None = None
+        # State of the sources, kernel, bias, sources.
+        self._cache: tuple[list[tuple], Tensor, Tensor | None, list[Tensor]] | None = None
 
     def generate_kernel(self) -> Tensor:
         """Return the kernel, (out_channels, in_channels / groups, kh, kw), differentiable in the parameters."""
@@ -54,12 +56,13 @@ class GeneratedConv2d(ExtConv2d):
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
         if self.training or differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._generate()
-        token = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in sources)
-        if self._cache is None or self._cache[0] != token:
+        # The cache keeps its sources alive, so that no successor of one of them can have its id or its address.
+        state = [(id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in sources]
+        if self._cache is None or self._cache[0] != state:
             # A tensor made under inference_mode could not be used by a later forward outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                self._cache = (token, *self._generate())
-        return self._cache[1:]
+                self._cache = (state, *self._generate(), sources)
+        return self._cache[1:3]
 
     def _generate(self) -> tuple[Tensor, Tensor | None]:
         sources = [*self.parameters(), *self.buffers()]
@@ -74,7 +77,16 @@ class GeneratedConv2d(ExtConv2d):
         kernel, bias = self.kernel_and_bias()
         if self.padding_mode == 'zeros' and self.groups == self.in_channels == self.out_channels:
             return depthwise_conv2d(x, kernel, bias, self.stride, self.padding, self.dilation)
-        return self._conv_forward(x, kernel, bias)
+        return super()._conv_forward(x, kernel, bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Refuse a kernel from outside: mmcv's ``efficient_conv_bn_eval`` would pass ``weight``, scaled, for the kernel."""
+        if not self.plain:
+            raise TypeError(
+                f'{type(self).__name__} generates its kernel and computes with no other; leave efficient_conv_bn_eval out '
+                'for this layer, or fold the model first (tools/deploy.py, or mmext.deploy.fold)'
+            )
+        return super()._conv_forward(x, weight, bias)
 
     def fold(self) -> nn.Conv2d:
         """Return the plain convolution that computes the same as this layer does in eval mode."""

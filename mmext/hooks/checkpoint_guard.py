@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmext.registry import HOOKS
 
-__all__ = ['CheckpointError', 'CheckpointGuardHook', 'newest_loadable', 'read_checkpoint']
+__all__ = ['CheckpointError', 'CheckpointGuardHook', 'newest_loadable', 'read_checkpoint', 'state_dict_of']
 
 
 class CheckpointError(ValueError):
@@ -102,7 +102,7 @@ class CheckpointGuardHook(Hook):
             return
         for name, module in _unwrap(runner.model).named_modules():
             for cfg in _pretrained(module):
-                saved, prefix = _state_dict(read_checkpoint(cfg['checkpoint'])), cfg.get('prefix') or ''
+                saved, prefix = state_dict_of(read_checkpoint(cfg['checkpoint'])), cfg.get('prefix') or ''
                 prefix += '.' if prefix and not prefix.endswith('.') else ''
                 saved = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
                 _compare(saved, module.state_dict(), f'{cfg["checkpoint"]} for {name or "the model"}', runner.logger)
@@ -115,7 +115,7 @@ class CheckpointGuardHook(Hook):
                 f'cannot resume from a checkpoint without {" and ".join(lacking)} (weights only, as a published or '
                 'deployed model has); start from it instead: --cfg-options load_from=PATH, without --resume'
             )
-        _compare(_state_dict(checkpoint), _unwrap(runner.model).state_dict(), 'checkpoint', runner.logger)
+        _compare(state_dict_of(checkpoint), _unwrap(runner.model).state_dict(), 'checkpoint', runner.logger)
 
 
 def _pretrained(module: nn.Module) -> list[dict]:
@@ -144,7 +144,7 @@ def _compare(saved: dict[str, Tensor], own: dict[str, Tensor], what: str, logger
     )
 
 
-def _state_dict(checkpoint: dict) -> dict[str, Tensor]:
+def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
     """Return the tensors as mmengine will see them: of ``state_dict`` or of the file itself, without ``module.``."""
     state = checkpoint.get('state_dict', checkpoint)
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}

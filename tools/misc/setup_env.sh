@@ -21,18 +21,19 @@ if [ ! -f "$stamp" ]; then
     # mmcv has no wheels on the index. Its wheel fits one torch only, and pip's own cache does not know which: build
     # without that cache, into a folder whose name says what it was built against.
     key=$("$venv/bin/python" -c 'import sys, torch; print(f"torch-{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}")')
-    wheels=${MMEXT_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/mmext/wheels}/$key
+    wheels=${MMEXT_WHEELS:-${XDG_CACHE_HOME:-${HOME:-$PWD/build}/.cache}/mmext/wheels}/$key
     mmcv=$(cat "$pins/mmcv.txt")
     pattern=$(echo "$mmcv" | sed 's/-/_/; s/==/-/')-*.whl
     if ! compgen -G "$wheels/$pattern" >/dev/null; then
         echo "== $stack: building $mmcv with its ops against $key (about 7 minutes on two cores)"
-        building=$(mktemp -d)
+        mkdir -p "$wheels"
+        building=$(mktemp -d "$wheels/.building-XXXXXX") # beside its place: a move there is atomic
         MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} pip wheel --no-cache-dir --no-build-isolation --no-deps \
             --wheel-dir "$building" "$mmcv"
-        mkdir -p "$wheels"
         mv "$building"/*.whl "$wheels/"
+        rmdir "$building"
     fi
-    pip install --no-deps --force-reinstall $wheels/$pattern
+    pip install --no-deps --force-reinstall "$wheels"/$pattern
     echo "== $stack: mmengine, mmdet, mmseg, mmpretrain and the development tools"
     pip install -r "$pins/hosts.txt" -r requirements/extra.txt
     rm -f build/.mmext-self-*  # this environment does not have mmext yet
