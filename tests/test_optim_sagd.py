@@ -260,7 +260,7 @@ def test_the_seed_makes_the_decisions():
         (dict(prob_means='ascent'), lambda d, n: transition_probability(d, n, 15, 0.02)),
         (dict(anneal_by='iter'), lambda d, n: 1 - transition_probability(d, n, 15, 0.02)),
     ],
-    ids=str,
+    ids=['simple', 'no_lr', 'double', 'gamma', 'ascent', 'iter'],
 )
 def test_decisions_follow_the_formula(setting, probability, monkeypatch):
     optimizer = SAGD(
