@@ -91,7 +91,7 @@ def test_the_rule_routes_what_it_says(monkeypatch):
     x = torch.randn(2, 3, 40, 40)
     for kernel, layout, expected in (
         (13, LAYOUTS[0], ((2, 3, 40, 40), (3, 1, 13, 13), (6, 6), False)),
-        (15, LAYOUTS[0], ((2, 3, 54, 54), (3, 1, 15, 15), 0, False)),
+        (15, LAYOUTS[0], ((2, 3, 54, 54), (3, 1, 15, 15), (0, 0), False)),
         (21, LAYOUTS[0], ((2, 3, 40, 40), (3, 1, 21, 21), (10, 10), True)),
         (9, LAYOUTS[1], ((2, 3, 40, 40), (3, 1, 9, 9), (4, 4), True)),
         (11, LAYOUTS[1], ((2, 3, 40, 40), (3, 1, 11, 15), (5, 7), True)),
