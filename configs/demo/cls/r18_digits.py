@@ -13,3 +13,10 @@ model = dict(
     ),
     head=dict(in_channels=256),
 )
+
+# The 16 epochs of stage 1 and the 5 of stage 2.
+max_epochs = 21
+param_scheduler = [
+    dict(type='OneCycleLR', eta_max=4e-3, total_steps=max_epochs, by_epoch=True, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs=max_epochs, val_interval=7)

@@ -8,7 +8,7 @@ model = dict(
         stem_channels=32,
         base_channels=32,
         out_indices=(1, 2, 3),
-        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/demo/stock_digits/epoch_16.pth', prefix='backbone.'),
+        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/demo/stock_digits/epoch_21.pth', prefix='backbone.'),
     ),
     neck=dict(type='FPN', in_channels=[64, 128, 256], out_channels=64, num_outs=3),
 )
