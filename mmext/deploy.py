@@ -53,8 +53,10 @@ def _fold(module: nn.Module, done: dict[int, nn.Module], in_switched: bool) -> n
     # The replaced module is kept alive in the table: its id must not be given to another while the walk goes on.
     done[id(module)] = done[id(result)] = result
     done.setdefault(-id(module), module)
-    for name, child in list(result.named_children()):
-        result._modules[name] = _fold(child, done, in_switched)
+    # Not named_children(): it names a layer that stands twice in one parent only once.
+    for name, child in result._modules.items():
+        if child is not None:
+            result._modules[name] = _fold(child, done, in_switched)
     return result
 
 

@@ -186,6 +186,7 @@ def swap_layers(
                 ) from error
             rows.append((name, old, replaced[id(old)]))
         parent._modules[name.rpartition('.')[2]] = replaced[id(old)]
+    _refuse_nothing(built, chosen, rows)
     # The hosts freeze stages in train(); running it again reaches the new layers before an optimizer or DDP sees them.
     built.train(built.training)
     _log(built, rows)
@@ -335,6 +336,14 @@ def _take_over(old: nn.Module, new: nn.Module) -> nn.Module:
     same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
     new.load_state_dict(same, strict=False)
     return new
+
+
+def _refuse_nothing(model: nn.Module, chosen: dict[str, tuple[nn.Module, Rule]], rows: list) -> None:
+    if not rows:
+        raise ValueError(
+            f'swap_layers replaced nothing in {type(model).__name__}: its forward never calls {list(chosen)[:5]}; name '
+            'layers that it calls'
+        )
 
 
 def _log(model: nn.Module, rows: list[tuple[str, nn.Module, nn.Module]]) -> None:

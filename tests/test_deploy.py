@@ -161,10 +161,11 @@ def test_hosts_own_reparameterisation_is_used():
 
 def test_a_shared_layer_is_folded_once_and_stays_shared():
     conv = RefConv2d(3, 3, 3, padding=1, map_init='default')
-    model = nn.Sequential(conv, nn.Sequential(conv)).eval()
+    model = nn.Sequential(conv, nn.Sequential(conv), conv).eval()
     expected = model(INPUTS)
     folded = fold(model)
     assert folded[0] is folded[1][0]
+    assert folded[0] is folded[2]
     assert type(folded[0]) is nn.Conv2d
     torch.testing.assert_close(folded(INPUTS), expected, rtol=1e-5, atol=1e-5)
     assert fold(folded)[0] is folded[0], 'folding twice changes nothing'

@@ -238,6 +238,19 @@ def test_bad_rules(rules, error, message):
         swapped(rules)
 
 
+def test_a_rule_that_finds_only_layers_that_are_never_called_is_refused():
+    class Host(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.unused = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+        def forward(self, x):
+            return self.conv(x)
+
+    with pytest.raises(ValueError, match=r"replaced nothing in Host: its forward never calls \['unused'\]"):
+        swap_layers(Host(), [LENI_RULE])
+
+
 def test_a_missing_host_is_named(monkeypatch):
     monkeypatch.setattr('mmext.hosts.find_spec', lambda name: None)
     with pytest.raises(
