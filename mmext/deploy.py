@@ -31,7 +31,12 @@ def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
     Args:
         model: Any module; it should be in eval mode, whose computation is the one that is kept.
         fuse_bn: Also fuse every batch norm into the convolution before it, by mmcv's ``fuse_conv_bn``.
+
+    Raises:
+        ValueError: If the model holds layers whose computation depends on more than their weights (``cannot_fold`` says
+            why), so that no plain form exists.
     """
+    _refuse_what_cannot_fold(model)
     model = _fold(model, {}, in_switched=False)
     if fuse_bn:
         from mmcv.cnn import fuse_conv_bn
@@ -40,12 +45,22 @@ def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
     return model
 
 
+def _refuse_what_cannot_fold(model: nn.Module) -> None:
+    stuck = {n: (m, reason) for n, m in model.named_modules() if (reason := getattr(m, 'cannot_fold', None))}
+    if stuck:
+        name, (module, reason) = next(iter(stuck.items()))
+        raise ValueError(
+            f'{len(stuck)} layers have no plain form, the first is {name or "the layer"} ({type(module).__name__}: {reason}), '
+            f'all are {list(stuck)}; run the model as it was trained'
+        )
+
+
 def _fold(module: nn.Module, done: dict[int, nn.Module], in_switched: bool) -> nn.Module:
     if id(module) in done:
         return done[id(module)]
     result = module
     folding, switch = getattr(module, 'fold', None), getattr(module, 'switch_to_deploy', None)
-    if callable(folding):
+    if callable(folding) and getattr(module, 'fold_in_deploy', True):
         result = folding()
     elif callable(switch) and not in_switched and not type(module).__module__.startswith('mmext.'):
         switch()
@@ -226,7 +241,12 @@ def _stock_form(cfg: Any) -> Any:
 
 def _folds_to_plain(cfg: Any) -> bool:
     cls = _resolve(cfg)
-    return isinstance(cls, type) and issubclass(cls, ExtConv2d) and hasattr(cls, 'fold')
+    return (
+        isinstance(cls, type)
+        and issubclass(cls, ExtConv2d)
+        and hasattr(cls, 'fold')
+        and getattr(cls, 'fold_in_deploy', True)
+    )
 
 
 def _resolve(cfg: Any) -> Any:

@@ -334,6 +334,8 @@ def _replacement(old: nn.Module, rule: Rule, sites: list[int], parent: nn.Module
 
 def _take_over(old: nn.Module, new: nn.Module) -> nn.Module:
     same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
+    if getattr(new, 'takes_kernel', False):
+        same['weight'] = old.get_parameter('weight')
     new.load_state_dict(same, strict=False)
     return new
 

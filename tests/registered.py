@@ -18,6 +18,7 @@ OPTIMIZER = dict(type='mmext.SAGD', lr=0.1)
 #: A component that needs no arguments needs no entry, except a backbone, to be small; nor does a conv layer.
 ARGUMENTS = {name: CONV for name in members('convs')} | {
     'DepthwiseConv2d': dict(CONV, groups=8),
+    'DilatedReparamConv2d': dict(CONV, kernel_size=9),
     'FalconNet': dict(arch=dict(depths=(1, 2, 1), channels=(16, 32, 64)), out_indices=(0, 1, 2)),
     'GhostCO': PYRAMID,
     'InterflowHead': dict(in_channels=(4, 8), num_classes=3),

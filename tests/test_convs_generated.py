@@ -6,13 +6,15 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.registry import MODELS as ROOT_MODELS
+from registered import ARGUMENTS, CONV, members
 from torch import nn
 
 from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 
-MODELS.import_from_location()
-FAMILY = sorted(n for n, c in MODELS.module_dict.items() if isinstance(c, type) and issubclass(c, GeneratedConv2d))
+FAMILY = sorted(n for n in members('convs') if isinstance(c := MODELS.get(n), type) and issubclass(c, GeneratedConv2d))
+# Start from a plain kernel as near as their form allows, not exactly; each has a test of its own.
+APPROXIMATE: set[str] = set()
 
 GEOMETRIES = {
     'same': dict(padding=1),
@@ -26,9 +28,13 @@ GEOMETRIES = {
 GROUPS = {'dense': 1, 'grouped': 2, 'depthwise': 8}
 
 
-def build(name: str, groups: int = 8, **kwargs) -> GeneratedConv2d:
-    """Build a member with every parameter and statistic away from its initial value."""
-    layer = MODELS.get(name)(8, 8, 3, groups=groups, **kwargs)
+def build(name: str, **kwargs) -> GeneratedConv2d:
+    """Build a member with every parameter and statistic away from its initial value, depthwise if it can be."""
+    if 'groups' not in kwargs and 'groups' not in ARGUMENTS[name]:
+        served = (build_or_refused(name, groups, **kwargs) for groups in reversed(GROUPS.values()))
+        return next(layer for layer in served if layer is not None)
+    layer = MODELS.get(name)(**{**ARGUMENTS[name], **kwargs})
+    assert not layer.plain, 'the arguments in registered.py must give the system something to generate'
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -42,7 +48,7 @@ def build(name: str, groups: int = 8, **kwargs) -> GeneratedConv2d:
 def build_or_refused(name: str, groups: int, **kwargs) -> GeneratedConv2d | None:
     """Return None where the system itself refuses the geometry with an error that names the law."""
     try:
-        return build(name, groups, **kwargs)
+        return build(name, groups=groups, **kwargs)
     except ValueError as refusal:
         if name not in str(refusal):
             raise
@@ -66,7 +72,7 @@ def test_fold_equals_the_layer(name, geometry):
         plain = layer.fold()
         assert type(plain) is nn.Conv2d
         assert set(plain.state_dict()) <= {'weight', 'bias'}
-        for size in ((9, 7), (8, 8)):
+        for size in ((19, 17), (18, 18)):
             x = torch.randn(2, 8, *size)
             torch.testing.assert_close(plain(x), layer(x), rtol=1e-5, atol=1e-5)
     assert served or geometry in ('reflect', 'dilated', 'uneven', 'named-padding')
@@ -75,14 +81,14 @@ def test_fold_equals_the_layer(name, geometry):
 @pytest.mark.parametrize('name', FAMILY)
 def test_fold_in_bfloat16(name):
     layer = build(name, padding=1).eval().bfloat16()
-    x = torch.randn(2, 8, 6, 6, dtype=torch.bfloat16)
+    x = torch.randn(2, 8, 18, 18, dtype=torch.bfloat16)
     torch.testing.assert_close(layer.fold()(x), layer(x), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize('name', FAMILY)
 def test_every_parameter_gets_a_gradient(name):
     layer = build(name, padding=1)
-    layer(torch.randn(2, 8, 6, 6)).square().sum().backward()
+    layer(torch.randn(2, 8, 18, 18)).square().sum().backward()
     for key, parameter in layer.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
@@ -91,7 +97,7 @@ def test_every_parameter_gets_a_gradient(name):
 @pytest.mark.parametrize('name', FAMILY)
 def test_state_dict_round_trip_and_deepcopy(name):
     layer = build(name, padding=1).eval()
-    x = torch.randn(1, 8, 6, 6)
+    x = torch.randn(1, 8, 18, 18)
     layer(x)  # fills the cache, which must not travel
     other = build(name, padding=1).eval()
     other(x)
@@ -110,7 +116,7 @@ def test_a_plain_conv_refuses_an_unfolded_checkpoint(name):
     layer = build(name, padding=1)
     if 'weight' not in layer.state_dict():
         return  # nothing that a plain layer could mistake
-    plain = nn.Conv2d(8, 8, 3, groups=8)
+    plain = layer.fold()
     with pytest.raises(RuntimeError, match='size mismatch for weight'):
         plain.load_state_dict(layer.state_dict(), strict=False)
 
@@ -118,7 +124,7 @@ def test_a_plain_conv_refuses_an_unfolded_checkpoint(name):
 @pytest.mark.parametrize('name', FAMILY)
 def test_cache_follows_every_change(name):
     layer = build(name, padding=1).eval()
-    x = torch.randn(1, 8, 6, 6)
+    x = torch.randn(1, 8, 18, 18)
 
     def fresh():
         layer._cache = None
@@ -175,15 +181,15 @@ def test_a_host_cannot_compute_with_the_basis_in_place_of_the_kernel():
 @pytest.mark.parametrize('name', FAMILY)
 def test_an_unknown_argument_is_named_with_the_known_ones(name):
     with pytest.raises(TypeError, match=rf'{name} has no argument no_such; it takes those of nn.Conv2d'):
-        MODELS.get(name)(8, 8, 3, groups=8, no_such=1)
+        MODELS.get(name)(**ARGUMENTS[name], no_such=1)
 
 
 @pytest.mark.parametrize('name', FAMILY)
 def test_gradients_reach_the_parameters_in_eval_mode_too(name):
     layer = build(name, padding=1).eval()
     with torch.no_grad():
-        layer(torch.randn(1, 8, 6, 6))
-    layer(torch.randn(1, 8, 6, 6)).square().sum().backward()
+        layer(torch.randn(1, 8, 18, 18))
+    layer(torch.randn(1, 8, 18, 18)).square().sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
 
 
@@ -192,14 +198,14 @@ def test_kernel_is_generated_in_full_precision_under_autocast(name):
     layer = build(name, padding=1).eval()
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
         assert layer.kernel_and_bias()[0].dtype == torch.float32
-        assert layer(torch.randn(1, 8, 6, 6)).dtype == torch.bfloat16
+        assert layer(torch.randn(1, 8, 18, 18)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize('name', FAMILY)
 @pytest.mark.parametrize('training', [True, False])
 def test_compiles_as_one_graph(name, training):
     layer = build(name, padding=1).train(training)
-    x = torch.randn(2, 8, 6, 6)
+    x = torch.randn(2, 8, 18, 18)
     expected = copy.deepcopy(layer)(x)
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
@@ -208,24 +214,69 @@ def test_compiles_as_one_graph(name, training):
 @pytest.mark.parametrize('name', FAMILY)
 def test_traces_and_runs_on_the_meta_device(name):
     layer = build(name, padding=1).eval()
-    x = torch.randn(2, 8, 6, 6)
+    x = torch.randn(2, 8, 18, 18)
     with torch.no_grad():
         traced = torch.jit.trace(layer, x)
         torch.testing.assert_close(traced(x), layer(x))
-        assert layer.to('meta')(x.to('meta')).shape == x.shape
+        shape = layer(x).shape
+        assert layer.to('meta')(x.to('meta')).shape == shape
 
 
 @pytest.mark.parametrize('name', FAMILY)
 def test_conv_module_takes_it(name):
-    module = ConvModule(8, 8, 3, padding=1, groups=8, conv_cfg=dict(type=f'mmext.{name}'), norm_cfg=dict(type='BN'))
+    like = build(name)
+    own = {k: v for k, v in ARGUMENTS[name].items() if k not in CONV and k != 'groups'}
+    conv_cfg, args = dict(type=f'mmext.{name}', **own), (8, 8, ARGUMENTS[name]['kernel_size'])
+    padding = ARGUMENTS[name]['kernel_size'] // 2
+    module = ConvModule(
+        *args, stride=like.stride, padding=padding, groups=like.groups, conv_cfg=conv_cfg, norm_cfg=dict(type='BN')
+    )
     assert type(module.conv) is MODELS.get(name)
-    assert module(torch.randn(2, 8, 5, 5)).shape == (2, 8, 5, 5)
-    assert build_conv_layer(dict(type=f'mmext.{name}'), 8, 8, 3, groups=8).bias is not None
+    out = module(torch.randn(2, 8, 18, 18))
+    assert out.shape[:2] == (2, 8)
+    assert (18 // out.shape[2]) == like.stride[0]
+    assert build_conv_layer(conv_cfg, *args, stride=like.stride, groups=like.groups).bias is not None
 
 
 @pytest.mark.parametrize('name', FAMILY)
 def test_repr_shows_the_arguments_of_conv2d(name):
-    assert '8, 8, kernel_size=(3, 3)' in repr(MODELS.get(name)(8, 8, 3, groups=8))
+    assert '8, 8, kernel_size=(' in repr(build(name))
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_a_plain_checkpoint_is_the_start(name):
+    """Layers that can start from a given kernel do, with a checkpoint that knows nothing of them."""
+    layer = build(name)
+    fresh = MODELS.get(name)(**{**ARGUMENTS[name], 'groups': layer.groups}).eval()
+    kernel = torch.randn(8, 8 // layer.groups, *layer.kernel_size)
+    if not fresh.takes_kernel:
+        return
+    host = nn.Sequential(fresh)
+    host.load_state_dict({'0.weight': kernel, '0.bias': torch.arange(8.0)})
+    if name not in APPROXIMATE:
+        torch.testing.assert_close(fresh.fold().weight, kernel, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fresh.fold().bias, torch.arange(8.0))
+    before = fresh.fold().weight
+    host.load_state_dict(host.state_dict())
+    assert torch.equal(fresh.fold().weight, before)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_trains_under_autocast_and_keeps_finite_gradients(name):
+    layer = build(name)
+    with torch.autocast('cpu', torch.bfloat16):
+        layer(torch.randn(2, 8, 18, 18)).float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_a_pointwise_layer_is_possible(name):
+    """A whole network can be given one conv_cfg, its 1x1 layers included: the system serves them or leaves them plain."""
+    layer = MODELS.get(name)(8, 16, 1, bias=False)
+    assert layer(torch.randn(1, 8, 5, 5)).shape == (1, 16, 5, 5)
+    if layer.plain:
+        assert type(layer.fold()) is nn.Conv2d
+        assert dict(layer.named_parameters()).keys() == {'weight'}
 
 
 HOSTS = {

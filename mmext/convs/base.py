@@ -45,22 +45,26 @@ class ExtConv2d(nn.Conv2d):
         """Initialise the layer as its constructor does."""
         self.reset_parameters()
 
+    def plain_geometry(self) -> dict[str, Any]:
+        """Return stride, padding, dilation and groups of the plain convolution that this layer amounts to.
+
+        They are this layer's own, unless a system's kernel needs others (it is larger, or dense where the layer is not).
+        """
+        return dict(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
+
     @torch.no_grad()
     def as_plain(self, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
-        """Return an ``nn.Conv2d`` of this layer's geometry with copies of ``kernel`` and ``bias``."""
+        """Return an ``nn.Conv2d`` of the plain geometry with copies of ``kernel`` and ``bias``."""
         plain = nn.utils.skip_init(
             nn.Conv2d,
             self.in_channels,
             self.out_channels,
             kernel.shape[2:],
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            bias is not None,
-            self.padding_mode,
+            bias=bias is not None,
+            padding_mode=self.padding_mode,
             device=kernel.device,
             dtype=kernel.dtype,
+            **self.plain_geometry(),
         )
         plain.weight.copy_(kernel)
         if plain.bias is not None and bias is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.convs.base import ExtConv2d
@@ -24,18 +25,24 @@ class GeneratedConv2d(ExtConv2d):
     - a cache in eval mode, which dies when a parameter or buffer changes, moves, is loaded or replaced, and at every
       ``train()`` or ``eval()``; a write through ``tensor.data`` in between cannot be seen, call ``eval()`` after it;
     - :meth:`fold`, the plain ``nn.Conv2d`` that computes the same;
-    - a checkpoint that no plain layer accepts by mistake. Where the state keeps a tensor named ``weight`` (a basis, a
-      latent kernel), it has the shape of a plain layer's kernel without being one. It is therefore *saved* with a leading
-      axis of length 1, (1, Co, Ci/groups, kh, kw): torch refuses that shape for a plain layer even with ``strict=False``,
-      mmengine's loader reports it and leaves the layer as it was (``mmext.CheckpointGuardHook`` makes that an error), and
-      this class loads both, so that a plain checkpoint serves as the starting point.
+    - a plain checkpoint as the starting point: where the state keeps a tensor ``weight`` of a plain kernel's shape (a
+      basis, a latent kernel) it is loaded there, else through :meth:`take_kernel`, if the system defines that;
+    - a checkpoint that no plain layer accepts by mistake. Such a ``weight`` is not the kernel, so it is *saved* with a
+      leading axis of length 1, (1, Co, Ci/groups, kh, kw): torch refuses that shape for a plain layer even with
+      ``strict=False``, mmengine's loader reports it and leaves the layer as it was (``mmext.CheckpointGuardHook`` makes
+      that an error), and this class loads both.
+
+    A system that has nothing to generate for some layers (RefConv for a 1x1 kernel) sets ``plain`` in its constructor and
+    leaves them as ``nn.Conv2d`` made them, so that ``conv_cfg`` can name it for a whole network.
 
     Attributes:
-        plain: Whether this very layer generates nothing and ``weight`` is its kernel, because the system leaves such
-            layers alone (RefConv a 1x1 kernel).
+        plain: Whether this very layer generates nothing and ``weight`` is its kernel.
+        fold_in_deploy: Whether :func:`mmext.deploy.fold` folds the layer. False where the plain form computes the same and
+            costs more.
     """
 
     plain = False
+    fold_in_deploy = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,12 +50,28 @@ class GeneratedConv2d(ExtConv2d):
         self._cache: tuple[list[tuple], Tensor, Tensor | None, list[Tensor]] | None = None
 
     def generate_kernel(self) -> Tensor:
-        """Return the kernel, (out_channels, in_channels / groups, kh, kw), differentiable in the parameters."""
+        """Return the kernel in the layout of ``nn.Conv2d``, differentiable in the parameters.
+
+        Its size and groups are those of :meth:`plain_geometry`; usually (out_channels, in_channels / groups, kh, kw).
+        """
         raise NotImplementedError(f'{type(self).__name__} must define generate_kernel()')
 
     def generate_bias(self) -> Tensor | None:
         """Return the bias that belongs to the kernel, (out_channels,), or None."""
         return self.bias
+
+    def take_kernel(self, kernel: Tensor) -> None:
+        """Set the parameters so that the layer computes with ``kernel``, (Co, Ci/groups, kh, kw), or comes near to it.
+
+        Called under ``no_grad`` when a plain layer's checkpoint is loaded, or a plain layer replaced by surgery. A system
+        that keeps no ``weight`` of a plain kernel's shape defines this if it can start from a given kernel.
+        """
+        raise NotImplementedError(f'{type(self).__name__} cannot start from a given kernel')
+
+    @property
+    def takes_kernel(self) -> bool:
+        """Whether this layer defines :meth:`take_kernel`."""
+        return not self.plain and type(self).take_kernel is not GeneratedConv2d.take_kernel
 
     def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return the generated kernel and bias, from the cache where that is valid."""
@@ -65,6 +88,8 @@ class GeneratedConv2d(ExtConv2d):
         return self._cache[1:3]
 
     def _generate(self) -> tuple[Tensor, Tensor | None]:
+        if self.plain:
+            return self.weight, self.bias
         sources = [*self.parameters(), *self.buffers()]
         device = sources[0].device.type if sources else 'cpu'
         if device == 'meta':  # it has no autocast to switch off
@@ -74,10 +99,28 @@ class GeneratedConv2d(ExtConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``, (N, in_channels, H, W), with the generated kernel."""
-        kernel, bias = self.kernel_and_bias()
-        if self.padding_mode == 'zeros' and self.groups == self.in_channels == self.out_channels:
-            return depthwise_conv2d(x, kernel, bias, self.stride, self.padding, self.dilation)
-        return super()._conv_forward(x, kernel, bias)
+        return self.convolve(x, *self.kernel_and_bias())
+
+    def convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve ``x`` with a kernel of the plain geometry."""
+        geometry = self.plain_geometry()
+        if self.padding_mode != 'zeros':
+            x = self.pad(x, geometry['padding'])
+            geometry['padding'] = 0
+        if geometry['groups'] == self.in_channels == self.out_channels:
+            del geometry['groups']
+            return depthwise_conv2d(x, kernel, bias, **geometry)
+        return F.conv2d(x, kernel, bias, **geometry)
+
+    def pad(self, x: Tensor, padding: str | tuple[int, int] | None = None) -> Tensor:
+        """Pad ``x`` by ``padding``, or by the layer's own, in the layer's padding mode."""
+        padding = self.padding if padding is None else padding
+        # What nn.Conv2d has made of padding='same', last dimension first.
+        if isinstance(padding, str):
+            pads = self._reversed_padding_repeated_twice
+        else:
+            pads = [p for p in reversed(padding) for _ in range(2)]
+        return F.pad(x, pads, mode='constant' if self.padding_mode == 'zeros' else self.padding_mode)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Refuse a kernel from outside: mmcv's ``efficient_conv_bn_eval`` would pass ``weight``, scaled, for the kernel."""
@@ -116,12 +159,33 @@ class GeneratedConv2d(ExtConv2d):
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if (key := f'{prefix}weight') in destination and not self.plain:
-            destination[key] = destination[key].unsqueeze(0)
+        weight = destination.get(key := f'{prefix}weight')
+        if weight is not None and weight.ndim == 4 and not self.plain:
+            destination[key] = weight.unsqueeze(0)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._cache = None
         weight = state_dict.get(key := f'{prefix}weight')
         if weight is not None and weight.ndim == 5 and not self.plain:
             state_dict = {**state_dict, key: weight.squeeze(0)}
+        elif weight is not None and self.takes_kernel and self._is_plain_kernel(state_dict, prefix):
+            with torch.no_grad():
+                self.take_kernel(state_dict.pop(key).to(next(self.parameters())))
+            # The loaders hand every module a dictionary of its own, from which the children are loaded after this.
+            for name, tensor in self.state_dict().items():
+                state_dict.setdefault(f'{prefix}{name}', tensor[0] if name == 'weight' and tensor.ndim == 5 else tensor)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _is_plain_kernel(self, state_dict: dict, prefix: str) -> bool:
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        return state_dict[f'{prefix}weight'].shape == shape and not any(
+            f'{prefix}{name}' in state_dict for name in self.state_dict() if name not in ('weight', 'bias')
+        )
+
+    def extra_repr(self) -> str:
+        own = 'plain' if self.plain else self.own_repr()
+        return f'{super().extra_repr()}, {own}' if own else super().extra_repr()
+
+    def own_repr(self) -> str:
+        """Return the system's own arguments, as they appear in the repr."""
+        return ''

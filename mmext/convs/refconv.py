@@ -82,15 +82,11 @@ class RefConv2d(GeneratedConv2d):
         self._reset_map()
 
     def generate_kernel(self) -> Tensor:
-        if self.plain:
-            return self.weight
         # Numbers, not sizes of a tensor: under torch.jit.trace those are tensors, which torch 2.5 takes for no padding.
         slices = self.out_channels * self.in_channels // self.groups
         image = self.weight.reshape(1, slices, *self.kernel_size)
         refocused = F.conv2d(image, self.map_weight, padding=self.map_kernel_size // 2, groups=slices // self.groups)
         return self.weight + refocused.view_as(self.weight)
 
-    def extra_repr(self) -> str:
-        if self.plain:
-            return f'{super().extra_repr()}, plain'
-        return f'{super().extra_repr()}, map_kernel_size={self.map_kernel_size}, map_init={self.map_init!r}'
+    def own_repr(self) -> str:
+        return f'map_kernel_size={self.map_kernel_size}, map_init={self.map_init!r}'

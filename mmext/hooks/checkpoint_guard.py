@@ -105,7 +105,7 @@ class CheckpointGuardHook(Hook):
                 saved, prefix = state_dict_of(read_checkpoint(cfg['checkpoint'])), cfg.get('prefix') or ''
                 prefix += '.' if prefix and not prefix.endswith('.') else ''
                 saved = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-                _compare(saved, module.state_dict(), f'{cfg["checkpoint"]} for {name or "the model"}', runner.logger)
+                _compare(saved, module, f'{cfg["checkpoint"]} for {name or "the model"}', runner.logger)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check ``checkpoint`` against the runner's model and log the report."""
@@ -115,7 +115,7 @@ class CheckpointGuardHook(Hook):
                 f'cannot resume from a checkpoint without {" and ".join(lacking)} (weights only, as a published or '
                 'deployed model has); start from it instead: --cfg-options load_from=PATH, without --resume'
             )
-        _compare(state_dict_of(checkpoint), _unwrap(runner.model).state_dict(), 'checkpoint', runner.logger)
+        _compare(state_dict_of(checkpoint), _unwrap(runner.model), 'checkpoint', runner.logger)
 
 
 def _pretrained(module: nn.Module) -> list[dict]:
@@ -125,9 +125,19 @@ def _pretrained(module: nn.Module) -> list[dict]:
     return [c for c in cfgs if c.get('type') == 'Pretrained' and '://' not in (c.get('checkpoint') or '://')]
 
 
-def _compare(saved: dict[str, Tensor], own: dict[str, Tensor], what: str, logger: logging.Logger) -> None:
+def _compare(saved: dict[str, Tensor], model: nn.Module, what: str, logger: logging.Logger) -> None:
     """Refuse what cannot work; else log one line, as a warning if anything does not fit."""
+    own = model.state_dict()
     _refuse_unfolded(saved, own)
+    # Layers that keep no kernel and yet start from a plain one: they take it, and their own keys are not missed.
+    takers = {
+        f'{name}.'
+        for name, m in model.named_modules()
+        if getattr(m, 'takes_kernel', False) and f'{name}.weight' in saved
+    }
+    takers = {p for p in takers if not any(k in saved for k in own if k.startswith(p) and k != f'{p}bias')}
+    own = {k: v for k, v in own.items() if k.endswith('.bias') or not any(k.startswith(p) for p in takers)}
+    own |= {f'{p}weight': saved[f'{p}weight'] for p in takers}
     loaded = [k for k in own if k in saved and _fits(saved[k], own[k])]
     missing = [k for k in own if k not in saved and not k.endswith('num_batches_tracked')]
     unexpected = [k for k in saved if k not in own]
