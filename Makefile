@@ -38,7 +38,7 @@ native-asan: ## run the CPU kernels on random geometries under ASan and UBSan
 	@mkdir -p build
 	$(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -Wno-ignored-attributes \
 	    cuda_ops/cpu/fuzz.cpp -o build/fuzz
-	build/fuzz
+	for isa in default avx2 avx512; do ATEN_CPU_CAPABILITY=$$isa build/fuzz || exit 1; done
 
 clean: ## remove builds and caches; data, work_dirs and environments stay
 	rm -rf build *.egg-info mmext/.mim mmext/*.so .pytest_cache .ruff_cache .mypy_cache

@@ -91,6 +91,7 @@ int main() {
     error = std::max({error, worst(exact_out, out.get()), worst(exact_sent, sent.get()), worst(exact_logits, logits.get())});
     ++done;
   }
-  std::printf("%d geometries, worst error %.2e\n", done, error);
+  const char* names[] = {"baseline", "avx2", "avx512"};
+  std::printf("%s: %d geometries, worst error %.2e\n", names[int(cpu::isa())], done, error);
   return error > 1e-4;
 }

@@ -4,17 +4,24 @@
 // 64-byte vector badly on AVX2.
 #pragma once
 
+#include <cstdlib>
+#include <string>
+
 #include "kernels.h"
 
 namespace mmext::cpu {
 
 enum class Isa { baseline, avx2, avx512 };
 
+// The best that the processor has, or less where ATEN_CPU_CAPABILITY says so, as for torch's own kernels.
 inline Isa isa() {
 #if defined(__x86_64__)
   static const Isa found = [] {
+    const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
+    const std::string most = wish ? wish : "avx512";
+    if (most == "default") return Isa::baseline;
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+    if (most != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       return Isa::avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;

@@ -12,6 +12,7 @@
 #include "plan.h"
 
 #define MMEXT_INLINE __attribute__((always_inline)) inline
+#define MMEXT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace mmext::cpu {
 
@@ -53,11 +54,57 @@ struct Tile {
   int64_t n_meetings;
 };
 
+// What a 16-bit type is, so that it can be converted by arithmetic on its bits, which vectorises; its own conversion does not.
+enum class Bits { other, half, bfloat16 };
+template <typename T>
+constexpr Bits bits_of = Bits::other;
+typedef uint16_t Word __attribute__((may_alias));
+
+template <typename To, typename From>
+MMEXT_INLINE To as(From from) {
+  To to;
+  static_assert(sizeof(to) == sizeof(from));
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// All ones if a < b, else zero; both below 2^31. (Conditions would keep the loops below from being vectorised.)
+MMEXT_INLINE uint32_t below(uint32_t a, uint32_t b) { return static_cast<uint32_t>(static_cast<int32_t>(a - b) >> 31); }
+
+MMEXT_INLINE float widen_half(uint16_t h) {
+  // Exponents are 112 apart. The product makes subnormals right; infinities and NaN keep their exponent of ones.
+  const uint32_t a = h & 0x7fffu;
+  const float magnitude = as<float>(a << 13) * as<float>(uint32_t((127 + 112) << 23));
+  return as<float>(as<uint32_t>(magnitude) | (below(0x7bff, a) & 0x7f800000u) | uint32_t(h & 0x8000u) << 16);
+}
+
+MMEXT_INLINE uint16_t narrow_half(float f) {
+  const uint32_t u = as<uint32_t>(f), a = u & 0x7fffffffu;
+  const uint32_t normal = (a - (112u << 23) + 0xfff + (a >> 13 & 1)) >> 13;             // rounds to even
+  const uint32_t subnormal = as<uint32_t>(as<float>(a) + 0.5f) - 0x3f000000u;            // the sum rounds
+  const uint32_t special = 0x7c00u | (below(0x7f800000u, a) & 0x200u);
+  const uint32_t small = below(a, 0x38800000u), finite = below(a, 0x47800000u);
+  const uint32_t rounded = (subnormal & small) | (normal & ~small);
+  return static_cast<uint16_t>((rounded & finite) | (special & ~finite) | (u >> 16 & 0x8000u));
+}
+
+MMEXT_INLINE uint16_t narrow_bfloat16(float f) {
+  const uint32_t u = as<uint32_t>(f), nan = below(0x7f800000u, u & 0x7fffffffu);
+  return static_cast<uint16_t>((((u + 0x7fff + (u >> 16 & 1)) >> 16) & ~nan) | (0x7fc0u & nan));
+}
+
 // Copy `size` elements, converting.
 template <typename To, typename From>
 MMEXT_INLINE void convert(To* to, const From* from, int64_t size) {
   if constexpr (std::is_same_v<To, From>) {
     std::memcpy(to, from, size * sizeof(To));
+  } else if constexpr (bits_of<From> != Bits::other) {
+    const auto* bits = reinterpret_cast<const Word*>(from);
+    for (int64_t i = 0; i < size; ++i)
+      to[i] = bits_of<From> == Bits::half ? widen_half(bits[i]) : as<float>(uint32_t(bits[i]) << 16);
+  } else if constexpr (bits_of<To> != Bits::other) {
+    auto* bits = reinterpret_cast<Word*>(to);
+    for (int64_t i = 0; i < size; ++i) bits[i] = bits_of<To> == Bits::half ? narrow_half(from[i]) : narrow_bfloat16(from[i]);
   } else {
     for (int64_t i = 0; i < size; ++i) to[i] = static_cast<To>(from[i]);
   }
@@ -91,12 +138,25 @@ MMEXT_INLINE void load_lanes(Acc* to, const T* from, int64_t low, int64_t high, 
   }
 }
 
-template <typename Acc, typename T>
+// May write up to a vector beyond the row: rows are staged in their order, and the scratch goes on after the last one.
+template <int Bytes, typename Acc, typename T>
 MMEXT_INLINE void stage_row(Acc* to, const T* row, const Columns& c) {
+  using V = Vector<Acc, Bytes>;
+  constexpr int lanes = V::lanes;
+  const auto clear = [to](int64_t begin, int64_t end) MMEXT_INLINE_LAMBDA {
+    for (; begin < end; begin += lanes) *reinterpret_cast<typename V::type*>(to + begin) = typename V::type{};
+  };
   if (c.copy) {
-    std::memset(to, 0, c.copy_to * sizeof(Acc));
-    convert(to + c.copy_to, row + c.copy_from, c.copy_size);
-    std::memset(to + c.copy_to + c.copy_size, 0, (c.pitch - c.copy_to - c.copy_size) * sizeof(Acc));
+    const int64_t end = c.copy_to + c.copy_size;
+    const T* from = row + c.copy_from;
+    clear(0, c.copy_to);
+    if (c.copy_size >= lanes) {
+      for (int64_t e = 0; e + lanes <= c.copy_size; e += lanes) convert(to + c.copy_to + e, from + e, lanes);
+      convert(to + end - lanes, from + c.copy_size - lanes, lanes);
+    } else {
+      for (int64_t e = 0; e < c.copy_size; ++e) to[c.copy_to + e] = static_cast<Acc>(from[e]);
+    }
+    clear(end, c.pitch);
   } else {
     const int64_t* source = c.source.data();
     for (int64_t e = 0; e < c.pitch; ++e) to[e] = source[e] >= 0 ? static_cast<Acc>(row[source[e]]) : Acc(0);
@@ -110,10 +170,20 @@ struct Weights {
   const int64_t* slot;
 };
 
+// Weights lie in one plane per tap, queries in one per channel: too many streams for the hardware to foresee. So the vector
+// that is `ahead` is asked for while this one is used; both ends of it, since it may lie across two cache lines.
+template <typename T>
+MMEXT_INLINE void prefetch(const T* at, int64_t ahead) {
+  const auto address = reinterpret_cast<uintptr_t>(at) + ahead * sizeof(T);   // a number: it may lie outside of the array
+  __builtin_prefetch(reinterpret_cast<const void*>(address));
+  __builtin_prefetch(reinterpret_cast<const void*>(address + kMaxBytes - 1));
+}
+
 // One source row times the slots of one row of taps, for the output rows in Mask.
 template <unsigned Mask, int Bytes, int R, typename Acc>
 MMEXT_INLINE void aggregate_row(typename Vector<Acc, Bytes>::type (&acc)[kRows][R], const Acc* values, int64_t channel_pitch,
-                                const int64_t* offset, int64_t slots, const Acc* const* weights, const int64_t* slot) {
+                                const int64_t* offset, int64_t slots, const Acc* const* weights, const int64_t* slot,
+                                int64_t ahead) {
   using Vec = typename Vector<Acc, Bytes>::type;
   for (int64_t q = 0; q < slots; ++q) {
     const Acc* at = values + offset[q];
@@ -123,20 +193,18 @@ MMEXT_INLINE void aggregate_row(typename Vector<Acc, Bytes>::type (&acc)[kRows][
 #pragma GCC unroll 8
     for (int t = 0; t < kRows; ++t)
       if (Mask >> t & 1) {
-        const Vec w = *reinterpret_cast<const Vec*>(weights[t] + slot[q]);
+        const Acc* at_weight = weights[t] + slot[q];
+        const Vec w = *reinterpret_cast<const Vec*>(at_weight);
+        if (ahead) prefetch(at_weight, ahead);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) acc[t][r] += w * v[r];
       }
   }
 }
 
-// `out` receives [output row][channel][lane].
 template <int Bytes, int R, typename Acc>
-MMEXT_INLINE void aggregate_tile(const Tile& tile, const Columns& columns, const Acc* values, int64_t channel_pitch,
-                                 const Weights<Acc>& weights, Acc* out) {
-  using Vec = typename Vector<Acc, Bytes>::type;
-  constexpr int lanes = Vector<Acc, Bytes>::lanes;
-  Vec acc[kRows][R] = {};
+MMEXT_INLINE void aggregate_tile(typename Vector<Acc, Bytes>::type (&acc)[kRows][R], const Tile& tile, const Columns& columns,
+                                 const Acc* values, int64_t channel_pitch, const Weights<Acc>& weights, int64_t ahead) {
   const int64_t slots = columns.slots();
   const int64_t* offset = columns.offset.data();
   for (int64_t e = 0; e < tile.n_sources; ++e) {
@@ -144,7 +212,7 @@ MMEXT_INLINE void aggregate_tile(const Tile& tile, const Columns& columns, const
     const Acc* const* w = weights.row[e];
 #define MMEXT_CASE(M) \
   case M:             \
-    aggregate_row<M, Bytes, R>(acc, v, channel_pitch, offset, slots, w, weights.slot); \
+    aggregate_row<M, Bytes, R>(acc, v, channel_pitch, offset, slots, w, weights.slot, ahead); \
     break;
     switch (tile.sources[e].mask) {
       MMEXT_CASE(1) MMEXT_CASE(2) MMEXT_CASE(3) MMEXT_CASE(4) MMEXT_CASE(5) MMEXT_CASE(6) MMEXT_CASE(7) MMEXT_CASE(8)
@@ -152,10 +220,6 @@ MMEXT_INLINE void aggregate_tile(const Tile& tile, const Columns& columns, const
     }
 #undef MMEXT_CASE
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < kRows; ++t)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) *reinterpret_cast<Vec*>(out + (t * R + r) * lanes) = acc[t][r];
 }
 
 // Everything `aggregate` and its adjoint need for one band of output rows of one (image, group, channel block).
@@ -189,7 +253,8 @@ MMEXT_INLINE const T* weight_row(const AggregateBand<T, Acc>& b, const Tile& til
 // Copy the weights of one vector of output columns side by side: where they need converting or cutting, or lie so far apart
 // that they evict each other.
 template <int Bytes, typename T, typename Acc>
-MMEXT_INLINE Weights<Acc> stage_weights(const AggregateBand<T, Acc>& b, const Tile& tile, int64_t x, int64_t n, bool inside) {
+MMEXT_INLINE Weights<Acc> stage_weights(const AggregateBand<T, Acc>& b, const Tile& tile, int64_t x, int64_t n, int64_t next,
+                                        bool inside) {
   constexpr int lanes = Vector<Acc, Bytes>::lanes;
   const Columns& c = *b.columns;
   const int64_t slots = c.slots(), plane = b.weight_height * b.weight_width;
@@ -207,6 +272,7 @@ MMEXT_INLINE Weights<Acc> stage_weights(const AggregateBand<T, Acc>& b, const Ti
       }
       const int64_t column = x + c.delta[q];
       const T* from = row + c.tap[q] * plane + column;
+      prefetch(from, next);
       if (inside) {
         convert(to, from, lanes);
       } else {
@@ -219,7 +285,7 @@ MMEXT_INLINE Weights<Acc> stage_weights(const AggregateBand<T, Acc>& b, const Ti
 }
 
 template <int Bytes, typename T, typename Acc>
-MMEXT_INLINE Weights<Acc> find_weights(const AggregateBand<T, Acc>& b, const Tile& tile, int64_t x, int64_t n) {
+MMEXT_INLINE Weights<Acc> find_weights(const AggregateBand<T, Acc>& b, const Tile& tile, int64_t x, int64_t n, int64_t next) {
   constexpr int lanes = Vector<Acc, Bytes>::lanes;
   const Columns& c = *b.columns;
   const bool inside =
@@ -232,27 +298,36 @@ MMEXT_INLINE Weights<Acc> find_weights(const AggregateBand<T, Acc>& b, const Til
       return {b.weight_rows, b.direct_slots};
     }
   }
-  return stage_weights<Bytes>(b, tile, x, n, inside);
+  return stage_weights<Bytes>(b, tile, x, n, next, inside);
 }
 
 template <int Bytes, int R, typename T, typename Acc>
 MMEXT_INLINE void aggregate_channels(const AggregateBand<T, Acc>& b, const Tile& tile, const Weights<Acc>& weights,
-                                     int64_t channel, int64_t x, int64_t n) {
+                                     int64_t channel, int64_t x, int64_t n, int64_t ahead) {
   constexpr int lanes = Vector<Acc, Bytes>::lanes;
   const Columns& c = *b.columns;
   const int64_t channel_pitch = b.n_rows * c.pitch;
-  alignas(kMaxBytes) Acc result[kRows * R * lanes];
-  aggregate_tile<Bytes, R>(tile, c, b.values + channel * channel_pitch + x, channel_pitch, weights, result);
-  for (int t = 0; t < tile.count; ++t)
-    for (int r = 0; r < R; ++r) {
-      T* to = b.out + (channel + r) * b.out_stride + tile.rows[t] * b.out_width + c.start + x * c.step;
-      const Acc* from = result + (t * R + r) * lanes;
+  using Vec = typename Vector<Acc, Bytes>::type;
+  Vec acc[kRows][R] = {};
+  aggregate_tile<Bytes, R>(acc, tile, c, b.values + channel * channel_pitch + x, channel_pitch, weights, ahead);
+#pragma GCC unroll 8
+  for (int t = 0; t < kRows; ++t) {
+    if (t == tile.count) break;
+    T* row = b.out + channel * b.out_stride + tile.rows[t] * b.out_width + c.start + x * c.step;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r, row += b.out_stride) {
       if (n == lanes && c.step == 1) {
-        convert(to, from, lanes);
+        if constexpr (std::is_same_v<T, Acc>)
+          *reinterpret_cast<Vec*>(row) = acc[t][r];
+        else
+          convert(row, reinterpret_cast<const Acc*>(&acc[t][r]), lanes);
       } else {
-        for (int64_t l = 0; l < n; ++l) to[l * c.step] = static_cast<T>(from[l]);
+        alignas(kMaxBytes) Acc partial[lanes];
+        *reinterpret_cast<Vec*>(partial) = acc[t][r];
+        for (int64_t l = 0; l < n; ++l) row[l * c.step] = static_cast<T>(partial[l]);
       }
     }
+  }
 }
 
 template <int Bytes, typename T, typename Acc>
@@ -261,7 +336,7 @@ MMEXT_INLINE void aggregate_band(const AggregateBand<T, Acc>& b) {
   const Columns& c = *b.columns;
   for (int64_t j = 0; j < b.channels; ++j)
     for (int64_t i = 0; i < b.n_rows; ++i)
-      stage_row(b.values + (j * b.n_rows + i) * c.pitch, b.source + j * b.source_stride + (b.first_row + i) * b.source_width, c);
+      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.source + j * b.source_stride + (b.first_row + i) * b.source_width, c);
   constexpr int width = columns_of_tile(Bytes);
   for (int64_t q = 0; q < c.slots(); ++q) {
     b.direct_slots[q] = c.tap[q] * b.weight_height * b.weight_width + c.delta[q];
@@ -272,11 +347,13 @@ MMEXT_INLINE void aggregate_band(const AggregateBand<T, Acc>& b) {
       // The last vector overlaps the one before it rather than being cut.
       const int64_t x = begin + lanes <= c.count || c.count < lanes ? begin : c.count - lanes;
       const int64_t n = c.count - x < lanes ? c.count - x : lanes;
-      const Weights<Acc> w = find_weights<Bytes>(b, b.tiles[k], x, n);
+      const int64_t next = begin + lanes < c.count ? lanes : kRows * b.weight_width - x;
+      const Weights<Acc> w = find_weights<Bytes>(b, b.tiles[k], x, n, next);
+      const int64_t ahead = w.slot == b.direct_slots ? next : 0;   // staged weights were fetched as they were staged
       int64_t j = 0;
-      for (; j + width <= b.channels; j += width) aggregate_channels<Bytes, width>(b, b.tiles[k], w, j, x, n);
-      for (; j + 2 <= b.channels; j += 2) aggregate_channels<Bytes, 2>(b, b.tiles[k], w, j, x, n);
-      if (j < b.channels) aggregate_channels<Bytes, 1>(b, b.tiles[k], w, j, x, n);
+      for (; j + width <= b.channels; j += width) aggregate_channels<Bytes, width>(b, b.tiles[k], w, j, x, n, j == 0 ? ahead : 0);
+      for (; j + 2 <= b.channels; j += 2) aggregate_channels<Bytes, 2>(b, b.tiles[k], w, j, x, n, j == 0 ? ahead : 0);
+      if (j < b.channels) aggregate_channels<Bytes, 1>(b, b.tiles[k], w, j, x, n, j == 0 ? ahead : 0);
     }
 }
 
@@ -365,17 +442,20 @@ MMEXT_INLINE void correlate_band(const CorrelateBand<T, Acc>& b) {
   const Columns& c = *b.columns;
   for (int64_t j = 0; j < b.channels; ++j)
     for (int64_t i = 0; i < b.n_rows; ++i)
-      stage_row(b.values + (j * b.n_rows + i) * c.pitch, b.key + j * b.key_stride + (b.first_row + i) * b.key_width, c);
+      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.key + j * b.key_stride + (b.first_row + i) * b.key_width, c);
   for (int64_t k = 0; k < b.n_tiles; ++k) {
     const Tile& tile = b.tiles[k];
     for (int64_t begin = 0; begin < c.count; begin += lanes) {
       // The last vector overlaps the one before it, unless what it wrote would be added twice.
       const int64_t x = begin + lanes <= c.count || c.count < lanes || b.accumulate ? begin : c.count - lanes;
       const int64_t n = c.count - x < lanes ? c.count - x : lanes, at = c.start + x;
+      const int64_t next = begin + lanes < c.count ? lanes : kRows * b.out_width - x;
       for (int64_t j = 0; j < b.channels; ++j)
-        for (int t = 0; t < tile.count; ++t)
-          load_lanes<Bytes>(b.queries + (j * kRows + t) * lanes, b.query + j * b.query_stride + tile.rows[t] * b.out_width + at,
-                            0, n, b.memory, b.memory_end);
+        for (int t = 0; t < tile.count; ++t) {
+          const T* from = b.query + j * b.query_stride + tile.rows[t] * b.out_width + at;
+          load_lanes<Bytes>(b.queries + (j * kRows + t) * lanes, from, 0, n, b.memory, b.memory_end);
+          prefetch(from, next);
+        }
       for (int64_t e = 0; e < tile.n_sources; ++e) {
         const SourceRow& s = tile.sources[e];
         const Acc* q[kRows];

@@ -9,6 +9,12 @@
 #include "drive.h"
 
 namespace mmext {
+
+template <>
+constexpr cpu::Bits cpu::bits_of<at::Half> = cpu::Bits::half;
+template <>
+constexpr cpu::Bits cpu::bits_of<at::BFloat16> = cpu::Bits::bfloat16;
+
 namespace {
 
 void aggregate_cpu(const Geometry& g, const at::Tensor& source, const at::Tensor& weight, at::Tensor& out, bool adjoint) {

@@ -10,9 +10,9 @@ a target is missed, so look at the machine's load before you believe it.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -66,7 +66,7 @@ class Report:
             figure, value, target, value >= target, ours=ours, theirs=theirs, by_minima=theirs['min'] / ours['min']
         )
 
-    def add(self, figure: str, value: float, target: float, met: bool, **more) -> None:
+    def add(self, figure: str, value: float, target: float | None, met: bool, **more) -> None:
         self.rows.append(dict(figure=figure, value=value, target=target, met=bool(met), **more))
         row = self.rows[-1]
         detail = ''
@@ -74,7 +74,8 @@ class Report:
             detail = (
                 f'{row["ours"]["median"]:9.2f} ms{row["theirs"]["median"]:10.2f} ms   (minima {row["by_minima"]:.1f}x)'
             )
-        print(f'{figure:66s}{value:9.2f}{target:9.2f}  {"met" if met else "MISSED"}{detail}', flush=True)
+        verdict = f'{"":9s}  ' if target is None else f'{target:9.2f}  {"met" if met else "MISSED"}'
+        print(f'{figure:66s}{value:9.2f}{verdict}{detail}', flush=True)
 
 
 def aggregate(report: Report, rounds: int) -> None:
@@ -118,19 +119,70 @@ def aggregate(report: Report, rounds: int) -> None:
             )
 
 
+def _peak_beyond(call: Callable[[], object]) -> int:
+    """Return by how many bytes the resident memory of the process rises above what it was, at the worst moment of a call."""
+
+    def status(key: str) -> int:
+        line = next(row for row in Path('/proc/self/status').read_text().splitlines() if row.startswith(key))
+        return int(line.split()[1]) * 1024
+
+    ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps would hide what the call takes
+    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+    before = status('VmRSS')
+    result = call()
+    grown = status('VmHWM') - before
+    del result
+    return grown
+
+
 def memory(report: Report, rounds: int) -> None:
-    """Memory of one call beyond its tensors: what the process's peak grows by when the tensors are there already."""
+    """Memory of a forward, and of a forward and backward, beyond the tensors that go in and come out."""
     kernel = 7
     value = torch.randn(16 * BATCH, CHANNELS, SIZE, SIZE)
     weight = torch.randn(16 * BATCH, GROUPS, kernel**2, SIZE, SIZE)
-    held = torch.full_like(value, 1.0)
-    del held
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    out = neighborhood_aggregate(value, weight, kernel)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    tensors = 4 * (value.numel() + weight.numel() + out.numel())
-    extra = max(0.0, grown - 4 * out.numel()) / tensors
+    z = torch.randn_like(value)
+
+    def size(*tensors: Tensor) -> int:
+        return sum(4 * t.numel() for t in tensors)
+
+    taken = _peak_beyond(lambda: neighborhood_aggregate(value, weight, kernel)) - size(value)
+    extra = max(0, taken) / size(value, weight, value)
     report.add('aggregate forward K=7: memory beyond inputs and outputs', extra, 0.1, extra <= 0.1)
+    value.requires_grad_()
+    weight.requires_grad_()
+
+    def train() -> tuple:
+        out = neighborhood_aggregate(value, weight, kernel)
+        return out, torch.autograd.grad(out, (value, weight), z)
+
+    taken = _peak_beyond(train) - size(value, value, weight)
+    extra = max(0, taken) / size(value, weight, z, value, value, weight)
+    report.add('aggregate forward+backward K=7: memory beyond inputs and outputs', extra, 0.1, extra <= 0.1)
+
+
+def memory_bound(report: Report, rounds: int) -> None:
+    """How many times as long as the bare transport of their bytes the operators take (no target, K=7)."""
+    kernel, large = 7, torch.randn(64, 1024, 1024)
+    copy = torch.empty_like(large)
+    value = torch.randn(BATCH, CHANNELS, SIZE, SIZE, requires_grad=True)
+    weight = torch.randn(BATCH, GROUPS, kernel**2, SIZE, SIZE, requires_grad=True)
+    z = torch.randn_like(value)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return neighborhood_aggregate(value, weight, kernel)
+
+    def train() -> tuple:
+        return torch.autograd.grad(neighborhood_aggregate(value, weight, kernel), (value, weight), z)
+
+    times = interleave({'copy': lambda: copy.copy_(large), 'forward': forward, 'forward+backward': train}, rounds)
+    bandwidth = 2 * 4 * large.numel() / times['copy']['min']
+    # Forward: value, weight, out. Each of the two backward operators moves as much.
+    transport = 4 * (2 * value.numel() + weight.numel()) / bandwidth
+    for name, factor in (('forward', 1), ('forward+backward', 3)):
+        report.add(
+            f'aggregate {name} K=7: times its memory bound', times[name]['min'] / (factor * transport), None, True
+        )
 
 
 def _depthwise(kernel: int, layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,6 +286,7 @@ def unseen_sizes(report: Report, rounds: int) -> None:
 SECTIONS = {
     'aggregate': aggregate,
     'memory': memory,
+    'memory-bound': memory_bound,
     'weight-gradient': weight_gradient,
     'depthwise-forward': depthwise_forward,
     'replknet': replknet,
