@@ -8,7 +8,7 @@ TASK  ?= det
 DEMO_EPOCHS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor native native-cuda native-asan clean
+.PHONY: help setup demo test lint doctor native native-cuda native-cuda-check native-none-check native-asan clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -33,6 +33,12 @@ native: setup ## rebuild the native operators in place, for the CPU
 
 native-cuda: setup ## the same with the CUDA kernels (needs nvcc; about 7 minutes)
 	FORCE_CUDA=1 MMEXT_REQUIRE_NATIVE=1 MAX_JOBS=1 $(PY) setup.py build_ext --inplace --force
+
+native-cuda-check: setup ## compile and link the CUDA kernels in a copy, and run its operator tests (needs nvcc)
+	@tools/misc/check_build.sh build/cuda-check $(PY) FORCE_CUDA=1 MMEXT_REQUIRE_NATIVE=1 MAX_JOBS=2
+
+native-none-check: setup ## the same without a compiler: the references must do
+	@tools/misc/check_build.sh build/none-check $(PY) CXX=none CC=none
 
 native-asan: ## run the CPU kernels on random geometries under ASan and UBSan
 	@mkdir -p build

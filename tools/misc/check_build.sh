@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Build a copy of the package and run tests on it, so that the checkout's own extension stays as it is.
+#   tools/misc/check_build.sh FOLDER PYTHON [VARIABLE=VALUE ...]      TESTS="tests" for the whole suite
+set -euo pipefail
+folder=$1 python=$(realpath --no-symlinks "$2")
+shift 2
+rm -rf "$folder"
+mkdir -p "$folder"
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$folder"
+cd "$folder"
+env "$@" "$python" setup.py -q build_ext --inplace
+OMP_NUM_THREADS=1 "$python" -m pytest -q -n 2 ${TESTS:-tests/test_ops_*.py tests/test_setup.py}
