@@ -7,7 +7,9 @@ A layer that folds has a method ``fold()`` that returns its plain replacement; :
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
+from os import PathLike
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from mmext.convs.base import ExtConv2d
 from mmext.registry import MODELS
 from mmext.surgery import build_wrapped, swap_layers
 
-__all__ = ['deploy', 'fold', 'folded', 'max_relative_error']
+__all__ = ['TensorMode', 'deploy', 'export_onnx', 'fold', 'folded', 'max_relative_error', 'outputs_of']
 
 
 def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
@@ -33,7 +35,7 @@ def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
         fuse_bn: Also fuse every batch norm into the convolution before it, by mmcv's ``fuse_conv_bn``.
 
     Raises:
-        ValueError: If the model holds layers whose computation depends on more than their weights (``cannot_fold`` says
+        RuntimeError: If the model holds layers whose computation depends on more than their weights (``cannot_fold`` says
             why), so that no plain form exists.
     """
     _refuse_what_cannot_fold(model)
@@ -49,7 +51,7 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
     stuck = {n: (m, reason) for n, m in model.named_modules() if (reason := getattr(m, 'cannot_fold', None))}
     if stuck:
         name, (module, reason) = next(iter(stuck.items()))
-        raise ValueError(
+        raise RuntimeError(
             f'{len(stuck)} layers have no plain form, the first is {name or "the layer"} ({type(module).__name__}: {reason}), '
             f'all are {list(stuck)}; run the model as it was trained'
         )
@@ -86,23 +88,85 @@ def folded(model: nn.Module | str | dict | list, fuse_bn: bool = False, **model_
     return fold(built, fuse_bn)
 
 
+class TensorMode(nn.Module):
+    """A host's model, or a bare component, as a function from images to a tuple of tensors, without post-processing.
+
+    This is what is compared before and after folding, and what exporters and compilers take.
+
+    Args:
+        model: The model, of any host.
+        inputs: Images, (N, 3, H, W), whose number and size all later calls have.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
+        super().__init__()
+        from mmengine.model import BaseModel
+        from mmengine.structures import BaseDataElement
+
+        self.model = model
+        self.whole = isinstance(model, BaseModel)
+        # Any, because a bare component need have neither.
+        rpn_head: Any = getattr(model, 'rpn_head', None)
+        self.two_stages = self.whole and hasattr(rpn_head, 'prior_generator') and hasattr(model, 'roi_head')
+        size = tuple(inputs.shape[2:])
+        # Two-stage detectors and DETRs ask the samples for the size of their image.
+        sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+        self.samples = [BaseDataElement(metainfo=dict(sizes, scale_factor=(1.0, 1.0))) for _ in inputs]
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return all tensors that come out of the model, in their order."""
+        if not self.whole:
+            out = self.model(inputs)
+        elif self.two_stages:
+            out = _two_stages(self.model, inputs, self.samples)
+        else:
+            out = self.model(inputs, self.samples, mode='tensor')
+        return tuple(_tensors(out))
+
+
 def outputs_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """Run a host's model, or a bare component, without post-processing, and return all tensors that come out."""
-    from mmengine.model import BaseModel
-    from mmengine.structures import BaseDataElement
-
-    size = tuple(inputs.shape[2:])
-    # Two-stage detectors and DETRs ask the samples for the size of their image.
-    sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
-    samples = [BaseDataElement(metainfo=dict(sizes, scale_factor=(1.0, 1.0))) for _ in inputs]
     with torch.no_grad():
-        if not isinstance(model, BaseModel):
-            out = model(inputs)
-        elif hasattr(getattr(model, 'rpn_head', None), 'prior_generator') and hasattr(model, 'roi_head'):
-            out = _two_stages(model, inputs, samples)
-        else:
-            out = model(inputs, samples, mode='tensor')
-    return list(_tensors(out))
+        return list(TensorMode(model, inputs)(inputs))
+
+
+def export_onnx(model: nn.Module, inputs: Tensor, path: str | PathLike) -> float:
+    """Write the tensor mode of a folded model as ONNX and run it with onnxruntime on the CPU.
+
+    Args:
+        model: A model in eval mode.
+        inputs: Images, (N, 3, H, W); the file is for this size, and any N where the model allows it.
+        path: File to write.
+
+    Returns:
+        The relative error of onnxruntime's outputs against the model's own, see :func:`max_relative_error`.
+
+    Raises:
+        RuntimeError: If onnx or onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeError(
+            f'the ONNX export needs onnx and onnxruntime ({error}); pip install onnx onnxruntime'
+        ) from error
+    function = TensorMode(model, inputs).eval()
+    # The exporter by tracing is in every supported torch; newer ones must be told so, older ones do not know the word.
+    by_tracing: dict[str, Any] = (
+        dict(dynamo=False) if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
+    )
+    torch.onnx.export(
+        function,
+        (inputs,),
+        str(path),
+        input_names=['images'],
+        dynamic_axes={'images': {0: 'batch'}},
+        opset_version=17,
+        **by_tracing,
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    outputs = [torch.from_numpy(o) for o in session.run(None, {'images': inputs.numpy()})]
+    return max_relative_error(outputs_of(model, inputs), outputs)
 
 
 def _two_stages(model: Any, inputs: Tensor, samples: list) -> tuple:

@@ -21,7 +21,7 @@ from torch import nn
 
 import mmext
 from mmext import cli
-from mmext.deploy import deploy, outputs_of
+from mmext.deploy import deploy, export_onnx, outputs_of
 from mmext.hooks.checkpoint_guard import read_checkpoint, state_dict_of
 
 
@@ -36,6 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'), help='size of the test input'
     )
     parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference that is accepted')
+    parser.add_argument('--onnx', action='store_true', help='also write OUT.onnx and compare it in onnxruntime')
     parser.add_argument('--force', action='store_true', help='overwrite OUT.pth and OUT.py')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
     return parser.parse_args(argv)
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise cli.UsageError(
             f'deploy writes a checkpoint and a config beside it and needs an OUT that ends in .pth, got {out}'
         )
-    for existing in (p for p in (out, out.with_suffix('.py')) if p.exists() and not args.force):
+    written = [out, out.with_suffix('.py')] + ([out.with_suffix('.onnx')] if args.onnx else [])
+    for existing in (p for p in written if p.exists() and not args.force):
         raise cli.UsageError(f'{existing} exists and is not overwritten; choose another OUT or pass --force')
 
     cfg = cli.read_config(args.config)
@@ -97,6 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         f'forward of {tuple(inputs.shape)}, one CPU thread: {before:.1f} ms -> {after:.1f} ms ({before / after:.2f}x)'
     )
     print(f'wrote {out} and {out.with_suffix(".py")}')
+    if args.onnx:
+        try:
+            error = export_onnx(folded, inputs, out.with_suffix('.onnx'))
+        except RuntimeError as refusal:
+            raise cli.UsageError(f'no ONNX file: {refusal}') from refusal
+        print(f'wrote {out.with_suffix(".onnx")}: onnxruntime differs by {error:.2e}')
 
 
 if __name__ == '__main__':
