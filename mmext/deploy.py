@@ -18,8 +18,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmext.convs.base import ExtConv2d
+from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
-from mmext.surgery import build_wrapped, swap_layers
+from mmext.surgery import build_wrapped, swap_layers, unwrapped
 
 __all__ = ['TensorMode', 'deploy', 'export_onnx', 'fold', 'folded', 'max_relative_error', 'outputs_of']
 
@@ -32,7 +33,8 @@ def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
 
     Args:
         model: Any module; it should be in eval mode, whose computation is the one that is kept.
-        fuse_bn: Also fuse every batch norm into the convolution before it, by mmcv's ``fuse_conv_bn``.
+        fuse_bn: Also fuse every batch norm into the convolution before it, by mmcv's ``fuse_conv_bn``; not behind a layer that
+            is cheaper unfolded.
 
     Raises:
         RuntimeError: If the model holds layers whose computation depends on more than their weights (``cannot_fold`` says
@@ -41,9 +43,7 @@ def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
     _refuse_what_cannot_fold(model)
     model = _fold(model, {}, in_switched=False)
     if fuse_bn:
-        from mmcv.cnn import fuse_conv_bn
-
-        model = fuse_conv_bn(model)
+        _fuse_norms(model)
     return model
 
 
@@ -55,6 +55,23 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
             f'{len(stuck)} layers have no plain form, the first is {name or "the layer"} ({type(module).__name__}: {reason}), '
             f'all are {list(stuck)}; run the model as it was trained'
         )
+
+
+def _fuse_norms(module: nn.Module) -> None:
+    """Fuse as mmcv's ``fuse_conv_bn`` does, but leave the norm behind a layer that keeps generating its kernel."""
+    from mmcv.cnn import fuse_conv_bn
+
+    conv = None
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            if conv is not None:
+                fuse_conv_bn(nn.Sequential(conv, child))  # changes the convolution in place
+                module._modules[name] = nn.Identity()
+            conv = None
+        elif isinstance(child, nn.Conv2d):
+            conv = None if isinstance(child, GeneratedConv2d) and not child.plain else child
+        else:
+            _fuse_norms(child)
 
 
 def _fold(module: nn.Module, done: dict[int, nn.Module], in_switched: bool) -> nn.Module:
@@ -298,8 +315,7 @@ def _stock_form(cfg: Any) -> Any:
     if _resolve(cfg) is swap_layers:
         cfg['rules'] = [rule for rule in cfg['rules'] if not _folds_to_plain(rule['to'])]
         if not cfg['rules']:
-            args = {k: v for k, v in cfg.items() if k not in ('type', 'model', 'rules', 'input_shape')}
-            return dict(type=cfg['model'], **args) if isinstance(cfg['model'], str) else {**cfg['model'], **args}
+            return unwrapped(cfg)
     return cfg
 
 

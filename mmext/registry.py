@@ -85,9 +85,23 @@ OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS, 'optim')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 # Hooks of the training loop.
 HOOKS = _child('hook', root.HOOKS, 'hooks')
+# What the weights of a model start from (``init_cfg``).
+WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS, 'inits')
 # Data.
 DATASETS = _child('dataset', root.DATASETS, 'datasets')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'datasets')
 
 #: Every registry of the pack, by kind; tests and the doctor walk over it.
-ALL = {r.name: r for r in (MODELS, OPTIMIZERS, OPTIM_WRAPPERS, OPTIM_WRAPPER_CONSTRUCTORS, HOOKS, DATASETS, TRANSFORMS)}
+ALL = {
+    r.name: r
+    for r in (
+        MODELS,
+        OPTIMIZERS,
+        OPTIM_WRAPPERS,
+        OPTIM_WRAPPER_CONSTRUCTORS,
+        HOOKS,
+        WEIGHT_INITIALIZERS,
+        DATASETS,
+        TRANSFORMS,
+    )
+}

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmext.hosts import build_from_host
 from mmext.registry import MODELS
 
-__all__ = ['CallSites', 'build_wrapped', 'swap_layers']
+__all__ = ['CallSites', 'build_wrapped', 'swap_layers', 'unwrapped']
 
 
 @dataclass
@@ -36,6 +36,9 @@ class Rule:
         stage: The number in the layer's ``layerN``, ``stageN`` or ``stages.N``, as the model itself counts.
         first: Take only the first so many.
         skip: Regular expression of names to leave alone.
+        keep_weights: Whether a generated kernel starts as the old layer's. By default only where the model was given
+            built: one built from a config has learned nothing yet, and each system's own start is the better one. A
+            checkpoint that is loaded later is taken in any case.
     """
 
     to: dict
@@ -48,6 +51,7 @@ class Rule:
     stage: int | Sequence[int] | None = None
     first: int | None = None
     skip: str | None = None
+    keep_weights: bool | None = None
     cls: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -167,7 +171,10 @@ def swap_layers(
     if not rules or not isinstance(rules, Sequence):
         raise ValueError(f'swap_layers needs a list of at least one rule, rules=[dict(to=..., ...)], got {rules=}')
     built = build_wrapped(model, model_args, 'swap_layers')
-    chosen = _choose(built, [_parse(rule) for rule in rules])
+    parsed = [_parse(rule) for rule in rules]
+    for rule in parsed:
+        rule.keep_weights = built is model if rule.keep_weights is None else rule.keep_weights
+    chosen = _choose(built, parsed)
     sites = _trace_activations(
         built, {id(m): m for m, rule in chosen.values() if not isinstance(m, nn.Conv2d)}, input_shape
     )
@@ -191,6 +198,12 @@ def swap_layers(
     built.train(built.training)
     _log(built, rows)
     return built
+
+
+def unwrapped(cfg: Mapping) -> dict:
+    """Return the config of the component that a ``swap_layers`` entry wraps."""
+    args = {k: v for k, v in cfg.items() if k not in ('type', 'model', 'rules', 'input_shape')}
+    return dict(type=cfg['model'], **args) if isinstance(cfg['model'], str) else {**cfg['model'], **args}
 
 
 def _parse(rule: dict) -> Rule:
@@ -320,7 +333,7 @@ def _replacement(old: nn.Module, rule: Rule, sites: list[int], parent: nn.Module
     if isinstance(old, nn.Conv2d):
         keys = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
         new = ROOT_MODELS.build({**{k: getattr(old, k) for k in keys}, 'bias': old.bias is not None, **rule.to})
-        return _take_over(old, new).to(old.weight)
+        return _take_over(old, new, bool(rule.keep_weights)).to(old.weight)
     takes_channels = 'num_channels' in inspect.signature(rule.cls).parameters
     like = next(parent.parameters(), None)
     made = []
@@ -332,9 +345,12 @@ def _replacement(old: nn.Module, rule: Rule, sites: list[int], parent: nn.Module
     return made[0] if len(made) == 1 else CallSites(made, parent)
 
 
-def _take_over(old: nn.Module, new: nn.Module) -> nn.Module:
+def _take_over(old: nn.Module, new: nn.Module, kernel: bool = False) -> nn.Module:
+    takes_kernel = getattr(new, 'takes_kernel', False)
+    if takes_kernel and not kernel:
+        return new
     same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
-    if getattr(new, 'takes_kernel', False):
+    if takes_kernel:
         same['weight'] = old.get_parameter('weight')
     new.load_state_dict(same, strict=False)
     return new

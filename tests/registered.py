@@ -21,9 +21,11 @@ ARGUMENTS = {name: CONV for name in members('convs')} | {
     'DilatedReparamConv2d': dict(CONV, kernel_size=9),
     'FalconNet': dict(arch=dict(depths=(1, 2, 1), channels=(16, 32, 64)), out_indices=(0, 1, 2)),
     'GhostCO': PYRAMID,
+    'InceptionDWConv2d': dict(CONV, kernel_size=5, groups=8),
     'InterflowHead': dict(in_channels=(4, 8), num_classes=3),
     'LENI': dict(num_channels=8),
     'LENIConv': CONV,
+    'LayerOptionsConstructor': dict(optim_wrapper_cfg=dict(optimizer=OPTIMIZER)),
     'MetaBasicBlock': dict(channels=16),
     'MetaLightBlock': dict(channels=16),
     'PConvNeck': PYRAMID,
@@ -34,6 +36,9 @@ ARGUMENTS = {name: CONV for name in members('convs')} | {
     'SAGDAmpOptimWrapper': dict(optimizer=OPTIMIZER),
     'SAGDOptimWrapper': dict(optimizer=OPTIMIZER),
     'SEPC': PYRAMID,
+    'SPDConv2d': dict(CONV, stride=2),
+    'ShiftwiseConv2d': dict(CONV, kernel_size=7, groups=8),
+    'WeightedConv2d': dict(CONV, density=0.7, trainable=True),
     'folded': dict(model=dict(type='mmext.RefConv2d', **CONV)),
     'swap_layers': dict(
         model=dict(type='mmext.LENIConv', **CONV), rules=[dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))]

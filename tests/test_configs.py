@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -42,6 +42,13 @@ def is_pretrained(cfg):
     return isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
 
 
+def without_amp(cfg):
+    """Return an optimizer wrapper's ``cfg`` for a CPU, where mmengine's mixed precision does not run."""
+    if cfg.get('type') != 'AmpOptimWrapper':
+        return cfg
+    return {**{k: v for k, v in cfg.items() if k not in ('loss_scale', 'dtype')}, 'type': 'OptimWrapper'}
+
+
 def load(path):
     return Config.fromfile(ROOT / path if path.startswith('configs/') else path)
 
@@ -52,7 +59,8 @@ def build(cfg):
     model = without_pretrained(cfg.model.to_dict())
     if 'data_preprocessor' in cfg:
         model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
-    return revert_sync_batchnorm(MODELS.build(model))
+    # Two-stage detectors read settings as attributes, which a plain dict does not have.
+    return revert_sync_batchnorm(MODELS.build(ConfigDict(model)))
 
 
 def count(model):
@@ -84,12 +92,18 @@ META = {k: (SIZE, SIZE) for k in ('img_shape', 'ori_shape', 'pad_shape')} | {'sc
 def detection_sample(number):
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
 
     drawn = scene(number)
     boxes = torch.tensor(drawn.boxes(), dtype=torch.float32)
     boxes[:, 2:] += boxes[:, :2]
-    truth = InstanceData(bboxes=HorizontalBoxes(boxes), labels=torch.tensor(drawn.labels))
+    masks = np.stack([drawn.owner == k + 1 for k in range(len(drawn.labels))])
+    truth = InstanceData(
+        bboxes=HorizontalBoxes(boxes),
+        labels=torch.tensor(drawn.labels),
+        masks=BitmapMasks(masks.astype(np.uint8), SIZE, SIZE),
+    )
     return as_input(drawn.image), DetDataSample(metainfo=META, gt_instances=truth)
 
 
@@ -131,7 +145,7 @@ def test_takes_a_training_step(path):
         )
     before = {name: p.detach().clone() for name, p in learning.items()}
 
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    wrapper = build_optim_wrapper(model, without_amp(cfg.optim_wrapper))
     # Segmentors pad to the crop size of their training; the images here are smaller.
     if getattr(model.data_preprocessor, 'size', None) is not None:
         model.data_preprocessor.size = (SIZE, SIZE)
@@ -143,7 +157,7 @@ def test_takes_a_training_step(path):
     assert any(not torch.equal(p, before[name]) for name, p in learning.items())
     assert all(p.isfinite().all() for p in learning.values())
 
-    if path in ROWS:
+    if path in ROWS and not any(getattr(m, 'cannot_fold', None) for m in model.modules()):
         folded = count(fold(model.eval()))
         assert metadata.get('Deployed Parameters', metadata['Parameters']) == folded, (
             f'{path}: set Deployed Parameters: {folded} in its metafile'
@@ -155,6 +169,11 @@ PAIRS = [
     ('configs/refconv/cls/mobilenet-v2-refconv_8xb32_in1k.py', MOBILENET, 'map_weight'),
     ('configs/refconv/cls/resnet50-refconv_8xb32_in1k.py', RESNET, 'map_weight'),
     ('configs/leni/cls/resnet50-leni_8xb32_in1k.py', RESNET, 'relu'),
+    ('configs/dcls/cls/mobilenet-v3-large-dcls_8xb128_in1k.py', 'mobilenet_v3/mobilenet-v3-large_8xb128_in1k.py', None),
+    ('configs/dcls/cls/resnet50-dcls_8xb32_in1k.py', RESNET, None),
+    ('configs/dea/cls/resnet50-dea_8xb32_in1k.py', RESNET, None),
+    ('configs/spd_conv/cls/resnet50-spd_8xb32_in1k.py', RESNET, None),
+    ('configs/weighted_conv/cls/resnet50-weighted_8xb32_in1k.py', RESNET, None),
 ]
 
 
@@ -165,7 +184,8 @@ def test_starts_as_the_stock_model_whose_checkpoint_it_takes(path, stock, new, t
     model.init_weights()
     result = model.load_state_dict(plain.state_dict(), strict=False)
     assert not result.unexpected_keys
-    assert result.missing_keys
+    # A layer that takes the kernel over into its own parameters misses none.
+    assert bool(result.missing_keys) == bool(new)
     assert all(new in key for key in result.missing_keys)
     x = torch.randn(1, 3, SIZE, SIZE)
     with torch.no_grad():

@@ -5,16 +5,28 @@ import copy
 import pytest
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer
+from mmengine.analysis import get_model_complexity_info
+from mmengine.hub import get_config
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
 from registered import ARGUMENTS, CONV, members
 from torch import nn
 
 from mmext.convs.generated import GeneratedConv2d
+from mmext.deploy import fold
 from mmext.registry import MODELS
 
 FAMILY = sorted(n for n in members('convs') if isinstance(c := MODELS.get(n), type) and issubclass(c, GeneratedConv2d))
 # Start from a plain kernel as near as their form allows, not exactly; each has a test of its own.
-APPROXIMATE: set[str] = set()
+APPROXIMATE: set[str] = {
+    'ComplexConv2d',
+    'DCLSConv2d',
+    'PHConv2d',
+    'RandomBasisConv2d',
+    'SMPConv2d',
+    'SPDConv2d',
+    'TuckerConv2d',
+}
 
 GEOMETRIES = {
     'same': dict(padding=1),
@@ -46,8 +58,10 @@ def build(name: str, **kwargs) -> GeneratedConv2d:
 
 
 def build_or_refused(name: str, groups: int, **kwargs) -> GeneratedConv2d | None:
-    """Return None where the system itself refuses the geometry with an error that names the law."""
+    """Return None where the system leaves the layer plain, or refuses the geometry with an error that names the law."""
     try:
+        if MODELS.get(name)(**{**ARGUMENTS[name], 'groups': groups, **kwargs}).plain:
+            return None
         return build(name, groups=groups, **kwargs)
     except ValueError as refusal:
         if name not in str(refusal):
@@ -132,8 +146,9 @@ def test_cache_follows_every_change(name):
 
     with torch.no_grad():
         first = layer(x)
-        assert layer._cache is not None
-        kernel = layer._cache[1]
+        # A layer that is cheaper in several steps than with its kernel (and stays so when deployed) need not generate it.
+        assert layer._cache is not None or not layer.fold_in_deploy
+        kernel = layer.kernel_and_bias()[0]
         assert layer.kernel_and_bias()[0] is kernel, 'a second call must not generate again'
         for parameter in layer.parameters():
             parameter.add_(0.5)
@@ -204,6 +219,7 @@ def test_kernel_is_generated_in_full_precision_under_autocast(name):
 @pytest.mark.parametrize('name', FAMILY)
 @pytest.mark.parametrize('training', [True, False])
 def test_compiles_as_one_graph(name, training):
+    torch.compiler.reset()  # all members share one forward, which torch compiles only so many times
     layer = build(name, padding=1).train(training)
     x = torch.randn(2, 8, 18, 18)
     expected = copy.deepcopy(layer)(x)
@@ -223,9 +239,43 @@ def test_traces_and_runs_on_the_meta_device(name):
 
 
 @pytest.mark.parametrize('name', FAMILY)
+def test_its_operations_are_counted_by_the_hosts_counter(name):
+    layer = build(name).eval()
+    count = get_model_complexity_info(layer, input_shape=(8, 18, 18), show_table=False, show_arch=False)['flops']
+    plain = layer.fold()
+    least = get_model_complexity_info(plain, input_shape=(8, 18, 18), show_table=False, show_arch=False)['flops']
+    assert count >= (least if layer.fold_in_deploy else 1)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_trains_under_ddp(name, one_process):
+    layer = build(name, padding=1)
+    parallel = nn.parallel.DistributedDataParallel(
+        copy.deepcopy(layer)
+    )  # raises in the second step if a gradient is missing
+    for _ in range(2):
+        x = torch.randn(2, 8, 18, 18)
+        layer.zero_grad()
+        parallel.zero_grad()
+        layer(x).square().mean().backward()
+        parallel(x).square().mean().backward()
+    for (key, ours), theirs in zip(layer.named_parameters(), parallel.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, ours.grad, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.fixture(scope='module')
+def one_process(tmp_path_factory):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path_factory.mktemp("ddp")}/store', rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('name', FAMILY)
 def test_conv_module_takes_it(name):
     like = build(name)
-    own = {k: v for k, v in ARGUMENTS[name].items() if k not in CONV and k != 'groups'}
+    own = {k: v for k, v in ARGUMENTS[name].items() if k not in (*CONV, 'groups', 'stride')}
     conv_cfg, args = dict(type=f'mmext.{name}', **own), (8, 8, ARGUMENTS[name]['kernel_size'])
     padding = ARGUMENTS[name]['kernel_size'] // 2
     module = ConvModule(
@@ -313,3 +363,73 @@ def test_special_initialisation_survives_the_host(host, monkeypatch):
     marked = [m for m in model.modules() if isinstance(m, Marked)]
     assert len(marked) >= 4
     assert all((m.weight == 0.125).all() for m in marked)
+
+
+# Where a layer of each kind stands in a stock detector: dense 3 x 3 ones in ResNet, depthwise ones in CSPNeXt.
+DENSE = dict(type='ResNet', depth=18, base_channels=8, norm_eval=False), [8, 16, 32, 64]
+SEPARABLE = (
+    dict(type='CSPNeXt', deepen_factor=0.33, widen_factor=0.125, use_depthwise=True, out_indices=(1, 2, 3, 4)),
+    [16, 32, 64, 128],
+)
+
+
+@pytest.mark.parametrize('name', [*FAMILY, 'PartialConv2d', 'XNORConv2d'])
+def test_a_stock_detector_trains_one_step_folds_and_finds_the_same_boxes(name):
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    own = {k: v for k, v in ARGUMENTS[name].items() if k not in CONV}
+    to = dict(type=f'mmext.{name}', **own)
+    to.pop('stride', None)
+    to.pop('groups', None)
+    kernel = ARGUMENTS[name]['kernel_size']
+    only_depthwise = name in ('InceptionDWConv2d', 'ShiftwiseConv2d')
+    large = only_depthwise or kernel > 3
+    if large:
+        to.update(kernel_size=kernel, padding=kernel // 2)
+    backbone, channels = SEPARABLE if large else DENSE
+    rule = dict(depthwise=True, stride=1, to=to) if large else dict(kernel_size=3, to=to)
+    init_default_scope('mmdet')
+    cfg = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
+    cfg.backbone = dict(backbone, type='mmext.swap_layers', model=backbone['type'], rules=[rule])
+    cfg.neck = dict(type='FPN', in_channels=channels, out_channels=8, num_outs=5)
+    cfg.bbox_head.update(num_classes=3, in_channels=8, feat_channels=8, stacked_convs=1)
+    cfg.test_cfg.score_thr = 0.0
+    model = ROOT_MODELS.build(cfg)
+    model.init_weights()
+    layers = [m for m in model.modules() if isinstance(m, MODELS.get(name))]
+    assert any(not getattr(m, 'plain', False) for m in layers)
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # one step is all the statistics get
+    optimizer = torch.optim.SGD(model.parameters(), 1e-5)
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(64, 64), pad_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1.0, 1.0))
+    )
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([[8.0, 8, 40, 40]]), labels=torch.tensor([1]))
+    images = torch.rand(2, 3, 64, 64)
+    losses = model(images, [sample, copy.deepcopy(sample)], mode='loss')
+    loss = sum(sum(v) if isinstance(v, list) else v for v in losses.values())
+    loss.backward()
+    for layer in layers:
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters() if p.requires_grad)
+    optimizer.step()
+
+    def boxes(model):
+        with torch.no_grad():
+            return [
+                p.pred_instances.bboxes for p in model(images, [copy.deepcopy(sample) for _ in images], mode='predict')
+            ]
+
+    model.eval()
+    before = boxes(model)
+    assert all(len(b) for b in before)
+    if getattr(layers[0], 'cannot_fold', None):
+        with pytest.raises(RuntimeError, match=f'{len(layers)} layers have no plain form.*{name}'):
+            fold(model)
+        return
+    fold(model)
+    assert not [m for m in model.modules() if isinstance(m, GeneratedConv2d) and m.fold_in_deploy]
+    for a, b in zip(before, boxes(model), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-2)

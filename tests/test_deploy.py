@@ -9,9 +9,12 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
+from mmext.convs.binary import XNORConv2d
 from mmext.convs.generated import GeneratedConv2d
+from mmext.convs.inception import InceptionDWConv2d
+from mmext.convs.partial import PartialConv2d
 from mmext.convs.refconv import RefConv2d
-from mmext.deploy import deploy, fold, max_relative_error, outputs_of
+from mmext.deploy import TensorMode, deploy, export_onnx, fold, max_relative_error, outputs_of
 
 REFCONV = dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))
 LENI_RULE = dict(layer='ReLU', to=dict(type='mmext.LENI'))
@@ -172,6 +175,75 @@ def test_a_shared_layer_is_folded_once_and_stays_shared():
     assert type(fold(RefConv2d(3, 3, 3))) is nn.Conv2d, 'a layer by itself is replaced'
 
 
+def test_what_no_kernel_computes_is_refused_by_name_and_the_model_stays_whole():
+    """A binarised input and a mask decide what such layers compute; nothing is folded around them."""
+    model = nn.Sequential(
+        RefConv2d(3, 4, 3, padding=1),
+        nn.Sequential(XNORConv2d(4, 4, 3, padding=1), nn.ReLU()),
+        PartialConv2d(4, 4, 3, padding=1, mode='mask'),
+        PartialConv2d(4, 4, 3, padding=1),
+    ).eval()
+    before, kinds = model.state_dict(), [type(m) for m in model.modules()]
+    with pytest.raises(
+        RuntimeError,
+        match=r"^2 layers have no plain form, the first is 1\.0 \(XNORConv2d: .*all are \['1\.0', '2'\]; run the model",
+    ):
+        fold(model)
+    assert [type(m) for m in model.modules()] == kinds
+    assert model.state_dict().keys() == before.keys()
+    with pytest.raises(
+        RuntimeError, match=r'^1 layers have no plain form, the first is the layer \(PartialConv2d: .*mask'
+    ):
+        fold(model[2])
+
+
+def test_layers_that_are_cheaper_unfolded_stay():
+    """Their plain form computes the same and costs more, or is none; what stands around them folds."""
+    model = nn.Sequential(
+        RefConv2d(3, 8, 3, padding=1),
+        InceptionDWConv2d(8, 8, 11, padding=5, groups=8),
+        PartialConv2d(8, 8, 3, padding=1),
+    ).eval()
+    expected = model(INPUTS)
+    folded = fold(model)
+    assert [type(m).__name__ for m in folded] == ['Conv2d', 'InceptionDWConv2d', 'PartialConv2d']
+    torch.testing.assert_close(folded(INPUTS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_behind_a_layer_that_stays_unfolded_stays_too():
+    """Not fused into the layer, whose kernel is made of parts, and by no means into the convolution before it."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        InceptionDWConv2d(8, 8, 11, padding=5, groups=8),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 1),
+        nn.BatchNorm2d(8),
+    ).eval()
+    for norm in (model[2], model[4]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    expected = model(INPUTS)
+    fused = fold(model, fuse_bn=True)
+    assert [type(m).__name__ for m in fused] == ['Conv2d', 'InceptionDWConv2d', 'BatchNorm2d', 'Conv2d', 'Identity']
+    torch.testing.assert_close(fused(INPUTS), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('fuse_bn', [False, True])
+def test_a_detector_with_partial_padding_keeps_it_in_the_config(fuse_bn):
+    cfg = detector([dict(kernel_size=3, to=dict(type='mmext.PartialConv2d'))])
+    _, folded, new_cfg, error = deploy(cfg, trained_state(cfg), INPUTS, fuse_bn=fuse_bn)
+    assert error < 1e-5
+    assert any(isinstance(m, PartialConv2d) for m in folded.modules())
+    assert new_cfg['neck'] == cfg['neck']
+    if not fuse_bn:
+        assert new_cfg['backbone'] == cfg['backbone']
+    cfg['backbone']['rules'][0]['to']['mode'] = 'mask'
+    with pytest.raises(
+        RuntimeError, match=r'layers have no plain form, the first is backbone\.layer1\.0\.conv1 \(PartialConv2d'
+    ):
+        deploy(cfg, trained_state(cfg), INPUTS)
+
+
 def test_folding_through_fuse_conv_bn_needs_folded_layers_first():
     """mmcv's fuser would take the basis of an unfolded RefConv for its kernel; it must fail instead of being wrong."""
     from mmcv.cnn import fuse_conv_bn
@@ -241,3 +313,55 @@ def test_the_tool_end_to_end(tmp_path, capsys):
     (tmp_path / 'broken.pth').write_bytes(out.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match='truncated or corrupt'):
         main([argv[0], str(tmp_path / 'broken.pth'), *argv[2:], '--force'])
+
+
+SMALL = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def small_models():
+    """One model of each host with a layer of this pack in it, as configs."""
+    yield 'mmdet', detector([REFCONV, LENI_RULE])
+    yield (
+        'mmpretrain',
+        dict(
+            type='ImageClassifier',
+            backbone=dict(
+                type='ResNet',
+                depth=18,
+                base_channels=8,
+                stem_channels=8,
+                conv_cfg=dict(type='mmext.RepSO2d', branches=('kxk',)),
+            ),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=64),
+        ),
+    )
+    yield (
+        'mmseg',
+        dict(
+            type='EncoderDecoder',
+            data_preprocessor=dict(type='SegDataPreProcessor'),
+            backbone=dict(type='mmext.swap_layers', model='ResNetV1c', depth=18, base_channels=8, rules=[REFCONV]),
+            decode_head=dict(
+                type='FCNHead', in_channels=64, in_index=3, channels=8, num_classes=5, norm_cfg=dict(type='BN')
+            ),
+            train_cfg=dict(),
+            test_cfg=dict(mode='whole'),
+        ),
+    )
+
+
+@pytest.mark.parametrize('host', ['mmdet', 'mmpretrain', 'mmseg'])
+def test_folded_model_goes_to_onnx_export_and_compile(host, tmp_path):
+    pytest.importorskip('onnxruntime')
+    cfg = dict(small_models())[host]
+    init_default_scope(host)
+    _, folded, _, _ = deploy(cfg, trained_state(cfg), SMALL)
+    assert export_onnx(folded, SMALL, tmp_path / 'model.onnx') < 1e-4
+
+    function, expected = TensorMode(folded, SMALL).eval(), outputs_of(folded, SMALL)
+    with torch.no_grad():
+        program = torch.export.export(function, (SMALL,), strict=False)
+        assert max_relative_error(expected, list(program.module()(SMALL))) < 1e-5
+        compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
+        assert max_relative_error(expected, list(compiled(SMALL))) < 1e-5

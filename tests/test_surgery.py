@@ -262,3 +262,58 @@ def test_a_missing_host_is_named(monkeypatch):
 def test_trial_run_that_fails_says_how_to_help():
     with pytest.raises(ValueError, match='input_shape'):
         swapped([LENI_RULE], input_shape=(5, 32, 32))
+
+
+def test_a_generated_kernel_starts_as_the_old_one_where_that_has_learned_something():
+    plain = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
+    x, kernel = torch.randn(1, 8, 6, 6), plain[0].weight.detach().clone()
+    expected = plain(x)
+    to = dict(type='mmext.RepSO2d', branches=('kxk',))
+    kept = swap_layers(copy.deepcopy(plain), rules=[dict(to=to)]).eval()
+    torch.testing.assert_close(kept(x), expected)
+    own = swap_layers(copy.deepcopy(plain), rules=[dict(to=to, keep_weights=False)])
+    assert not torch.allclose(own[0].fold().weight, kernel)
+    fresh = ROOT_MODELS.build(
+        dict(type='mmext.RepSO2d', in_channels=8, out_channels=8, kernel_size=3, branches=('kxk',))
+    )
+    std = fresh.fold().weight.std()
+    swapped = swap_layers('ConvModule', rules=[dict(to=to)], in_channels=8, out_channels=8, kernel_size=3)
+    assert 0.7 < swapped.conv.fold().weight.std() / std < 1.4, 'a host that was just built has nothing to keep'
+
+
+def test_an_averaged_copy_and_a_compiled_model_hold_the_new_layers():
+    from mmengine.model import ExponentialMovingAverage
+
+    model = swap_layers('mmpretrain.ResNet', rules=[dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))], depth=18)
+    averaged = ExponentialMovingAverage(model, momentum=0.5)
+    averaged.update_parameters(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-3)
+    averaged.update_parameters(model)
+    assert sum(isinstance(m, RefConv2d) for m in averaged.modules()) == 16
+    assert any(not torch.equal(a, b) for a, b in zip(averaged.module.parameters(), model.parameters(), strict=True))
+    x = torch.randn(1, 3, 32, 32)
+    model.eval()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+        torch.testing.assert_close(compiled(x)[0], model(x)[0])
+
+
+def test_pretrained_weights_of_the_config_reach_layers_that_keep_no_kernel(tmp_path):
+    stock = ROOT_MODELS.build(dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8))
+    torch.save(stock.state_dict(), tmp_path / 'stock.pth')
+    model = swap_layers(
+        'mmpretrain.ResNet',
+        rules=[dict(kernel_size=3, to=dict(type='mmext.RepSO2d', branches=('kxk', '1x1')))],
+        depth=18,
+        base_channels=8,
+        stem_channels=8,
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'stock.pth')),
+    )
+    model.init_weights()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        model.eval()
+        stock.eval()  # not chained: mmpretrain's train() returns None
+        torch.testing.assert_close(model(x)[0], stock(x)[0], rtol=1e-4, atol=1e-5)

@@ -23,6 +23,7 @@ class ExtConv2d(nn.Conv2d):
 
     Raises:
         TypeError: If a keyword is an argument neither of ``nn.Conv2d`` nor of the subclass.
+        ValueError: If ``nn.Conv2d`` refuses the arguments.
     """
 
     # torch types the geometry for any number of dimensions; here there are two.
@@ -39,7 +40,10 @@ class ExtConv2d(nn.Conv2d):
                 f'{type(self).__name__} has no argument {", ".join(unknown)}; it takes those of nn.Conv2d'
                 + (f' and {", ".join(own)}' if own else '')
             )
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:  # torch does not say which layer it refuses
+            raise ValueError(f'{type(self).__name__}: {error}') from error
 
     def init_weights(self) -> None:
         """Initialise the layer as its constructor does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -46,8 +47,7 @@ class GeneratedConv2d(ExtConv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # State of the sources, kernel, bias, sources.
-        self._cache: tuple[list[tuple], Tensor, Tensor | None, list[Tensor]] | None = None
+        self._cache: tuple[_Sources, Tensor, Tensor | None] | None = None
 
     def generate_kernel(self) -> Tensor:
         """Return the kernel in the layout of ``nn.Conv2d``, differentiable in the parameters.
@@ -75,27 +75,27 @@ class GeneratedConv2d(ExtConv2d):
 
     def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return the generated kernel and bias, from the cache where that is valid."""
-        sources = [*self.parameters(), *self.buffers()]
-        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.training or differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._generate()
-        # The cache keeps its sources alive, so that no successor of one of them can have its id or its address.
-        state = [(id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in sources]
-        if self._cache is None or self._cache[0] != state:
+        if self._cache is None or not self._cache[0].unchanged():
             # A tensor made under inference_mode could not be used by a later forward outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                self._cache = (state, *self._generate(), sources)
-        return self._cache[1:3]
+                self._cache = (_Sources(self), *self._generate())
+        return self._cache[1:]
 
     def _generate(self) -> tuple[Tensor, Tensor | None]:
         if self.plain:
             return self.weight, self.bias
+        with self.full_precision():
+            return self.generate_kernel(), self.generate_bias()
+
+    def full_precision(self) -> AbstractContextManager:
+        """Return the context in which kernels are generated, without autocast."""
         sources = [*self.parameters(), *self.buffers()]
         device = sources[0].device.type if sources else 'cpu'
-        if device == 'meta':  # it has no autocast to switch off
-            return self.generate_kernel(), self.generate_bias()
-        with torch.autocast(device, enabled=False):
-            return self.generate_kernel(), self.generate_bias()
+        # The meta device has no autocast to switch off.
+        return nullcontext() if device == 'meta' else torch.autocast(device, enabled=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``, (N, in_channels, H, W), with the generated kernel."""
@@ -160,7 +160,8 @@ class GeneratedConv2d(ExtConv2d):
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         weight = destination.get(key := f'{prefix}weight')
-        if weight is not None and weight.ndim == 4 and not self.plain:
+        # keep_vars asks for the parameters themselves: tracing, and with it the hosts' FLOPs counter, looks for them so.
+        if weight is not None and weight.ndim == 4 and not self.plain and not keep_vars:
             destination[key] = weight.unsqueeze(0)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -189,3 +190,26 @@ class GeneratedConv2d(ExtConv2d):
     def own_repr(self) -> str:
         """Return the system's own arguments, as they appear in the repr."""
         return ''
+
+
+class _Sources:
+    """What a kernel was made of: the tables of a layer and its children, and the state of every tensor in them.
+
+    It keeps the tensors alive, so that no successor of one of them can have its id or its address. (Walking the tables costs
+    a tenth of walking ``parameters()``, which would be felt beside a small convolution.)
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        tables: list[dict] = [t for m in layer.modules() for t in (m._parameters, m._buffers, m._modules)]
+        self.tables = [(table, tuple(table.items())) for table in tables]
+        tensors = [v for _, items in self.tables for _, v in items if isinstance(v, Tensor)]
+        self.tensors = [(t, t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+
+    def unchanged(self) -> bool:
+        for table, items in self.tables:
+            if len(table) != len(items) or any(table.get(name) is not value for name, value in items):
+                return False
+        return all(
+            tensor.data_ptr() == address and (version is None or tensor._version == version)
+            for tensor, address, version in self.tensors
+        )

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmext.convs.generated import GeneratedConv2d
 from mmext.ops.depthwise import depthwise_conv2d
 
-__all__ = ['ReparamConv2d', 'bn_affine']
+__all__ = ['ReparamConv2d', 'bn_affine', 'foldable_norm']
 
 
 class ReparamConv2d(GeneratedConv2d):
@@ -129,13 +129,7 @@ class _Branch(nn.Module):
             self.register_buffer('weight', kernel, persistent=False)
         else:
             self.weight = nn.Parameter(torch.empty(*like, *size))
-        norm = build_norm_layer(norm_cfg, conv.out_channels)[1] if norm_cfg else None
-        if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
-            raise ValueError(
-                f'{owner} folds batch norms with running statistics only, got {norm_cfg=}; use a norm_cfg of type BN or '
-                'SyncBN'
-            )
-        self.norm = norm
+        self.norm = foldable_norm(norm_cfg, conv.out_channels, owner)
 
     def init_weights(self) -> None:
         if isinstance(self.weight, nn.Parameter):
@@ -163,6 +157,16 @@ class _Branch(nn.Module):
             kernel = spread
         rows, cols = ((k - e) // 2 for k, e in zip(full, self.extent, strict=True))
         return F.pad(kernel, (cols, cols, rows, rows))
+
+
+def foldable_norm(norm_cfg: dict, channels: int, owner: str) -> _BatchNorm:
+    """Build a norm, and refuse one that is no batch norm with running statistics, in the name of class ``owner``."""
+    norm = build_norm_layer(norm_cfg, channels)[1] if norm_cfg else None
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        raise ValueError(
+            f'{owner} folds batch norms with running statistics only, got {norm_cfg=}; use a norm_cfg of type BN or SyncBN'
+        )
+    return norm
 
 
 def bn_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

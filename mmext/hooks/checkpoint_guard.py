@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmext.registry import HOOKS
 
-__all__ = ['CheckpointError', 'CheckpointGuardHook', 'newest_loadable', 'read_checkpoint', 'state_dict_of']
+__all__ = ['CheckpointError', 'CheckpointGuardHook', 'newest_loadable', 'read_checkpoint', 'state_dict_of', 'unwrap']
 
 
 class CheckpointError(ValueError):
@@ -100,7 +100,7 @@ class CheckpointGuardHook(Hook):
         """Check the local files that ``init_cfg=dict(type='Pretrained', ...)`` is about to load, in training."""
         if not isinstance(runner._train_loop, BaseLoop) or runner._resume:
             return
-        for name, module in _unwrap(runner.model).named_modules():
+        for name, module in unwrap(runner.model).named_modules():
             for cfg in _pretrained(module):
                 saved, prefix = state_dict_of(read_checkpoint(cfg['checkpoint'])), cfg.get('prefix') or ''
                 prefix += '.' if prefix and not prefix.endswith('.') else ''
@@ -115,7 +115,7 @@ class CheckpointGuardHook(Hook):
                 f'cannot resume from a checkpoint without {" and ".join(lacking)} (weights only, as a published or '
                 'deployed model has); start from it instead: --cfg-options load_from=PATH, without --resume'
             )
-        _compare(state_dict_of(checkpoint), _unwrap(runner.model), 'checkpoint', runner.logger)
+        _compare(state_dict_of(checkpoint), unwrap(runner.model), 'checkpoint', runner.logger)
 
 
 def _pretrained(module: nn.Module) -> list[dict]:
@@ -166,9 +166,10 @@ def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
     return {k.removeprefix('module.'): v for k, v in tensors.items()}
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside of what distributes it or augments its tests."""
     wrapped = is_model_wrapper(model) or isinstance(model, BaseTTAModel)
-    return _unwrap(model.get_submodule('module')) if wrapped else model
+    return unwrap(model.get_submodule('module')) if wrapped else model
 
 
 def _refuse_unfolded(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:

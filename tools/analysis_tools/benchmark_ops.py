@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import platform
 import statistics
 import sys
 import time
@@ -22,60 +21,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timing import Report, check, interleave, setting, write
 from torch import Tensor
 
-from mmext.ops import _reference, depthwise_conv2d, native_status, neighborhood_aggregate
+from mmext.ops import _reference, depthwise_conv2d, neighborhood_aggregate
 from mmext.ops._geometry import resolve
 
 BATCH, CHANNELS, GROUPS, SIZE = 4, 64, 4, 56
-
-
-def interleave(contenders: dict[str, Callable], rounds: int, seconds: float = 0.15) -> dict[str, dict[str, float]]:
-    """Time every contender in turn, round by round; milliseconds of this thread."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
-        call()
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            end, repeats = time.perf_counter() + seconds, 0
-            while repeats < 2 or (time.perf_counter() < end and repeats < 20):
-                start = time.thread_time()
-                call()
-                times[name].append((time.thread_time() - start) * 1e3)
-                repeats += 1
-    return {name: dict(min=min(t), median=statistics.median(t)) for name, t in times.items()}
-
-
-def check(name: str, got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
-    """Stop the benchmark if a contender does not compute what it should."""
-    error = float((got.double() - exact).norm() / exact.norm())
-    if not error <= tolerance:
-        raise SystemExit(f'{name} is wrong: relative error {error:.1e}')
-
-
-class Report:
-    """Rows of the table, one per figure."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict] = []
-
-    def ratio(self, figure: str, ours: dict, theirs: dict, target: float) -> None:
-        """Add a speed-up: of the medians, since that is what a user sees; the minima are kept beside it."""
-        value = theirs['median'] / ours['median']
-        self.add(
-            figure, value, target, value >= target, ours=ours, theirs=theirs, by_minima=theirs['min'] / ours['min']
-        )
-
-    def add(self, figure: str, value: float, target: float | None, met: bool, **more) -> None:
-        self.rows.append(dict(figure=figure, value=value, target=target, met=bool(met), **more))
-        row = self.rows[-1]
-        detail = ''
-        if 'ours' in row:
-            detail = (
-                f'{row["ours"]["median"]:9.2f} ms{row["theirs"]["median"]:10.2f} ms   (minima {row["by_minima"]:.1f}x)'
-            )
-        verdict = f'{"":9s}  ' if target is None else f'{target:9.2f}  {"met" if met else "MISSED"}'
-        print(f'{figure:66s}{value:9.2f}{verdict}{detail}', flush=True)
 
 
 def aggregate(report: Report, rounds: int) -> None:
@@ -155,6 +107,7 @@ def memory(report: Report, rounds: int) -> None:
         out = neighborhood_aggregate(value, weight, kernel)
         return out, torch.autograd.grad(out, (value, weight), z)
 
+    train()  # the first one reads pages of torch's libraries, which are not the operator's
     taken = _peak_beyond(train) - size(value, value, weight)
     extra = max(0, taken) / size(value, weight, z, value, value, weight)
     report.add('aggregate forward+backward K=7: memory beyond inputs and outputs', extra, 0.1, extra <= 0.1)
@@ -294,23 +247,6 @@ SECTIONS = {
 }
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    """Draw the speed-ups and their targets."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    rows = [row for row in rows if 'ours' in row]
-    figure, axis = plt.subplots(figsize=(9, 0.35 * len(rows) + 1.2), layout='constrained')
-    axis.barh([row['figure'] for row in rows], [row['value'] for row in rows], color='#4878a8', label='measured')
-    axis.plot([row['target'] for row in rows], range(len(rows)), 'k|', markersize=14, label='target')
-    axis.set(xscale='log', xlabel='times faster (medians)')
-    axis.invert_yaxis()
-    axis.legend()
-    figure.savefig(path, dpi=120)
-
-
 def main() -> int:
     """Run the sections that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -321,20 +257,11 @@ def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report = Report()
-    setting = dict(
-        torch=torch.__version__,
-        isa=torch.backends.cpu.get_cpu_capability(),
-        python=platform.python_version(),
-        threads=torch.get_num_threads(),
-        path=native_status()._asdict(),
-    )
-    print(json.dumps(setting))
+    print(json.dumps(setting()))
     print(f'{"figure":66s}{"value":>9s}{"target":>9s}')
     for name in arguments.only:
         SECTIONS[name](report, arguments.rounds)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix('.json').write_text(json.dumps(dict(setting=setting, rows=report.rows), indent=1))
-    plot(report.rows, arguments.out.with_suffix('.png'))
+    write(report, arguments.out)
     return 0 if all(row['met'] for row in report.rows) else 1
 
 

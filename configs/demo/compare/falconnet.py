@@ -1,5 +1,5 @@
 # The host of the depthwise layers: the demo's small FalconNet with 7 x 7 depthwise kernels.
-# A system goes in by model = dict(backbone=dict(rules=[dict(depthwise=True, stride=1, to=dict(type=..., kernel_size=7, padding=3))])).
+# A system goes in by a rule of its own in the place of this one's.
 _base_ = '../_base_/compare_digits.py'
 
 model = dict(
@@ -13,5 +13,7 @@ model = dict(
         rules=[dict(depthwise=True, stride=1, to=dict(type='mmext.DepthwiseConv2d', kernel_size=7, padding=3))],
     ),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=96, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)),
+    head=dict(
+        type='LinearClsHead', num_classes=10, in_channels=96, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
 )

@@ -1,0 +1,3 @@
+_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='mmext.DEConv2d')))

@@ -1,0 +1,53 @@
+"""Parameters that must stay inside of a set: put back after every optimizer step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmext.hooks.checkpoint_guard import unwrap
+from mmext.registry import HOOKS
+
+__all__ = ['ProjectionHook']
+
+
+@HOOKS.register_module()
+class ProjectionHook(Hook):
+    """Call ``project_parameters()`` of every module that defines it, before the training and after each of its iterations.
+
+    DCLS keeps its positions inside of the window so, SMPConv its radii, Gaussian composition its standard deviations. It comes
+    before an EMA hook, which then averages what the model computes with; the average is inside of these sets as well.
+
+    Raises:
+        ValueError: If no module of the model defines it.
+    """
+
+    priority = 'HIGH'
+
+    def __init__(self) -> None:
+        self._modules: list[Any] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the modules; a checkpoint, too, may have brought parameters from outside."""
+        model = unwrap(runner.model)
+        self._modules = [m for m in model.modules() if callable(getattr(m, 'project_parameters', None))]
+        if not self._modules:
+            raise ValueError(
+                f'ProjectionHook found no module with project_parameters() in {type(model).__name__}; remove it from '
+                'custom_hooks, or put a layer such as mmext.DCLSConv2d into the model'
+            )
+        self._project()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Project what the step has changed."""
+        self._project()
+
+    def after_train(self, runner: Runner) -> None:
+        """Let go of the modules."""
+        self._modules = []
+
+    def _project(self) -> None:
+        for module in self._modules:
+            module.project_parameters()

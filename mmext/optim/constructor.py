@@ -1,0 +1,111 @@
+"""Learning rates and decays that layers ask for, beside those of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
+from torch import nn
+
+from mmext.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+__all__ = ['LayerOptionsConstructor']
+
+DEFAULT = 'DefaultOptimWrapperConstructor'
+FIELDS = {'lr_mult': 'lr', 'decay_mult': 'weight_decay'}
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerOptionsConstructor:
+    """A constructor of optimizers that also asks the layers, on top of mmengine's or any other one.
+
+    A module may define ``optim_options()``, a mapping of the names of its own parameters to
+    ``dict(lr_mult=..., decay_mult=...)``: DCLS's positions learn five times as fast and do not decay, SMPConv's radii a tenth
+    as fast. In a config:
+
+    .. code-block:: python
+
+        optim_wrapper = dict(constructor='mmext.LayerOptionsConstructor')
+
+    and if the config has a constructor already, say the hosts' layer-wise decay, that one becomes ``base_constructor=...``
+    beside it.
+
+    What the config says goes first: the options are multiplied with what the base constructor gives a parameter. Only if a
+    key of ``paramwise_cfg['custom_keys']`` reaches into the parameter's own name (``'conv1.P'``, ``'.P'``; not
+    ``'backbone'``, which names modules) that key decides alone about what it gives.
+
+    Parameters with options come last, since the log shows the learning rate of the first. A parameter that several layers
+    share is taken once. A schedule in absolute numbers, such as ``OneCycleLR``, gives all parameters the same.
+
+    Args:
+        optim_wrapper_cfg: As in mmengine, with an optional ``base_constructor``, mmengine's default one otherwise.
+        paramwise_cfg: As in mmengine, for the base constructor.
+
+    Raises:
+        ValueError: If a layer has options for a parameter that it does not have, or unknown ones.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        optim_wrapper_cfg = dict(optim_wrapper_cfg)
+        base = optim_wrapper_cfg.pop('base_constructor', DEFAULT)
+        self.custom_keys = (paramwise_cfg or {}).get('custom_keys', {})
+        if base == DEFAULT and paramwise_cfg:
+            paramwise_cfg = {'bypass_duplicate': True, **paramwise_cfg}
+        self.base = ROOT_CONSTRUCTORS.build(
+            dict(type=base, optim_wrapper_cfg=optim_wrapper_cfg, paramwise_cfg=paramwise_cfg)
+        )
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Return the optimizer wrapper for ``model``."""
+        wrapper = self.base(model)
+        asked: dict[int, tuple[str, dict[str, float]]] = {}
+        for name, parameter, options in _asked(getattr(model, 'module', model)):
+            decided = self._decided(name)
+            asked.setdefault(id(parameter), (name, {k: v for k, v in options.items() if k not in decided}))
+        _regroup(wrapper.optimizer, asked)
+        return wrapper
+
+    def _decided(self, name: str) -> dict[str, Any]:
+        """Return the custom key's options that mmengine applies, if the key names the parameter and not only modules."""
+        longest_first = sorted(sorted(self.custom_keys), key=len, reverse=True)
+        key = next((key for key in longest_first if key in name), None)
+        modules = name[: name.rfind('.') + 1]
+        return {} if key is None or key in modules else self.custom_keys[key]
+
+
+def _asked(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, dict[str, float]]]:
+    """Yield the name, the parameter and the options of all that layers ask for."""
+    for prefix, module in model.named_modules():
+        ask = getattr(module, 'optim_options', None)
+        if not callable(ask):
+            continue
+        asked, own = ask(), dict(module.named_parameters(recurse=False))
+        wrong = set(asked) - set(own) | {k for options in asked.values() for k in options if k not in FIELDS}
+        if wrong:
+            raise ValueError(
+                f'{type(module).__name__} ({prefix or "the model"}) has optim_options() for {sorted(wrong)}; they give '
+                f'{sorted(FIELDS)} for its own parameters'
+            )
+        for name, options in asked.items():
+            yield f'{prefix}.{name}' if prefix else name, own[name], options
+
+
+def _regroup(optimizer: Any, asked: dict[int, tuple[str, dict[str, float]]]) -> None:
+    """Part the optimizer's groups by what was asked for, and multiply."""
+    parts: dict[tuple, dict] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        lists = [key for key in ('params', 'param_names') if key in group]
+        for i, parameter in enumerate(group['params']):
+            name, options = asked.get(id(parameter), ('', {}))
+            part = parts.setdefault((number, *sorted(options.items())), {**group, **{key: [] for key in lists}})
+            for key in lists:
+                part[key].append(group[key][i])
+            for option, factor in options.items():
+                field = FIELDS[option]
+                part[field] = factor * group[field]
+                print_log(f'layer options -- {name}:{field}={part[field]}', logger='current')
+    # A key with more than the group's number has options; the sort is stable.
+    optimizer.param_groups[:] = [parts[key] for key in sorted(parts, key=lambda key: len(key) > 1)]

@@ -1,0 +1,201 @@
+"""Train a list of configs with the same budget and the same seeds, and set their accuracy and cost side by side.
+
+    python tools/analysis_tools/compare.py configs/demo/compare/*.py --seeds 0 1 --out work_dirs/compare
+
+A job whose result is there already is not run again, so the list may grow. A config that another one names as its `_base_` is
+that one's reference. Accuracy is the last one of the log, mean and half the range over the seeds. The cost of a
+training step and of a deployed forward is measured afterwards, in one process on one CPU thread, all models in turns.
+Writes OUT.md, OUT.json and OUT.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config, ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from timing import interleave
+from torch import nn
+
+from mmext import cli
+from mmext.deploy import TensorMode, fold
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('configs', nargs='+', type=Path, help='configs to train')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    parser.add_argument('--jobs', type=int, default=max(1, (os.cpu_count() or 1)), help='trainings at a time')
+    parser.add_argument('--shape', type=int, nargs=2, default=(48, 48), metavar=('H', 'W'), help='input of the timings')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/compare'), help='where to write, without suffix')
+    return parser.parse_args(argv)
+
+
+def train(config: Path, seed: int, work_dir: Path) -> float:
+    """Run a job unless it is done, on one thread, and return its accuracy in percent.
+
+    Raises:
+        UsageError: If the job fails, or logs no accuracy.
+    """
+    result = work_dir / 'accuracy.json'
+    if result.is_file():
+        return json.loads(result.read_text())
+    work_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir)]
+    command += ['--cfg-options', f'randomness.seed={seed}', 'default_hooks.checkpoint.max_keep_ckpts=1']
+    with open(work_dir / 'train.log', 'w') as log:
+        done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
+    found = [v for line in lines for k, v in line.items() if k.endswith('accuracy/top1')]
+    if done.returncode or not found:
+        raise cli.UsageError(f'{config} with seed {seed} did not finish; see {work_dir / "train.log"}')
+    result.write_text(json.dumps(found[-1]))
+    return found[-1]
+
+
+def build(config: Path) -> nn.Module:
+    """Build a config's model on one processor."""
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    return revert_sync_batchnorm(MODELS.build(ConfigDict(copy.deepcopy(cfg.model.to_dict()))))
+
+
+def parameters(model: nn.Module) -> int:
+    """Count what learns."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def references(configs: Sequence[Path]) -> dict[Path, Path]:
+    """Map each config to the one of the list that it is a diff of, or to itself."""
+    return {path: next((p for p in configs if f"_base_ = '{p.name}'" in path.read_text()), path) for path in configs}
+
+
+def cost(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Measure a training step of 8 images and a deployed forward of one, in milliseconds."""
+    torch.set_num_threads(1)
+    batch, image = torch.randn(8, 3, *shape), torch.randn(1, 3, *shape)
+    forms, deployed = {}, {}
+    for name, model in models.items():
+        forms[name] = TensorMode(model.train(), batch)
+        plain = copy.deepcopy(model).eval()
+        with contextlib.suppress(RuntimeError):  # a layer without a plain form runs as it is
+            plain = fold(plain)
+        deployed[name] = TensorMode(plain, image).eval()
+
+    def step(model: nn.Module) -> None:
+        model.zero_grad()
+        sum(out.square().mean() for out in model(batch)).backward()
+
+    training = interleave({name: partial(step, model) for name, model in forms.items()}, 3)
+    with torch.no_grad():
+        forward = interleave({name: partial(model, image) for name, model in deployed.items()}, 5)
+    return {
+        name: dict(
+            training=training[name]['median'],
+            deployed=forward[name]['median'],
+            parameters=parameters(models[name]),
+            deployed_parameters=parameters(deployed[name]),
+            flops=float(get_model_complexity_info(deployed[name], inputs=(image,), show_table=False)['flops']),
+        )
+        for name in models
+    }
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Write the rows as Markdown."""
+    lines = [
+        '| Config | Top-1 (%) | Parameters, trained -> deployed | MFLOPs, deployed | Training step (ms) | '
+        'Deployed forward (ms) |',
+        '| :-- | :-: | :-: | :-: | :-: | :-: |',
+    ]
+    for row in rows:
+        count = f'{row["parameters"]:,} -> {row["deployed_parameters"]:,}'
+        lines.append(
+            f'| {row["name"]} | {row["mean"]:.1f} ± {row["spread"]:.1f} | {count} | {row["flops"] / 1e6:.2f} | '
+            f'{row["training"]:.1f} ({row["training_ratio"]:.2f}x) | {row["deployed"]:.2f} ({row["deployed_ratio"]:.2f}x) |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+def plot(rows: Sequence[dict], path: Path) -> None:
+    """Draw accuracy with its spread over the cost of a training step, a colour for each reference."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    groups = list(dict.fromkeys(row['reference'] for row in rows))
+    figure, axes = plt.subplots(1, len(groups), figsize=(6 * len(groups), 5), layout='constrained', squeeze=False)
+    for axis, group in zip(axes[0], groups, strict=True):
+        members = [row for row in rows if row['reference'] == group]
+        for row in members:
+            colour = '#c44e52' if row['name'] == group else '#4878a8'
+            axis.errorbar(row['training'], row['mean'], row['spread'], fmt='o', capsize=3, color=colour)
+            axis.annotate(
+                row['name'], (row['training'], row['mean']), xytext=(5, 4), textcoords='offset points', fontsize=8
+            )
+        axis.set(
+            xlabel='training step of 8 images, one thread (ms)', ylabel='top-1 (%)', title=f'in the place of {group}'
+        )
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.2)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, measure, and write the table."""
+    args = parse_args(argv)
+    if missing := [str(p) for p in args.configs if not p.is_file()]:
+        raise cli.UsageError(f'no such config: {", ".join(missing)}')
+    bases = references(args.configs)
+    accuracy: dict[str, list[float]] = {}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        # References first: a second stage starts from the checkpoint of one.
+        for group in ([c for c in args.configs if bases[c] == c], [c for c in args.configs if bases[c] != c]):
+            jobs = [(config, seed, args.out / config.stem / f'seed{seed}') for config in group for seed in args.seeds]
+            for (config, *_), score in zip(jobs, pool.map(lambda job: train(*job), jobs), strict=True):
+                accuracy.setdefault(config.stem, []).append(score)
+    costs = cost({config.stem: build(config) for config in args.configs}, args.shape)
+    rows = []
+    for config, reference in bases.items():
+        name, against = config.stem, costs[reference.stem]
+        scores = accuracy[name]
+        rows.append(
+            dict(
+                name=name,
+                reference=reference.stem,
+                mean=sum(scores) / len(scores),
+                spread=(max(scores) - min(scores)) / 2,
+                scores=scores,
+                training_ratio=costs[name]['training'] / against['training'],
+                deployed_ratio=costs[name]['deployed'] / against['deployed'],
+                **costs[name],
+            )
+        )
+    rows.sort(key=lambda row: (row['reference'], row['name'] != row['reference'], -row['mean']))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix('.json').write_text(json.dumps(rows, indent=1))
+    args.out.with_suffix('.md').write_text(table(rows))
+    plot(rows, args.out.with_suffix('.png'))
+    print(table(rows))
+
+
+if __name__ == '__main__':
+    cli.run(main)

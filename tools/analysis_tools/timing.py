@@ -1,0 +1,98 @@
+"""What the benchmarks share: contenders in turns on one CPU thread, a table, a JSON and a plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmext.ops import native_status
+
+
+def interleave(contenders: dict[str, Callable], rounds: int, seconds: float = 0.15) -> dict[str, dict[str, float]]:
+    """Time every contender in turn, round by round; milliseconds of this thread."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            end, repeats = time.perf_counter() + seconds, 0
+            while repeats < 2 or (time.perf_counter() < end and repeats < 20):
+                start = time.thread_time()
+                call()
+                times[name].append((time.thread_time() - start) * 1e3)
+                repeats += 1
+    return {name: dict(min=min(t), median=statistics.median(t)) for name, t in times.items()}
+
+
+def check(name: str, got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
+    """Stop the benchmark if a contender does not compute what it should."""
+    error = float((got.double() - exact).norm() / exact.norm())
+    if not error <= tolerance:
+        raise SystemExit(f'{name} is wrong: relative error {error:.1e}')
+
+
+class Report:
+    """Rows of the table, one per figure."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict] = []
+
+    def ratio(self, figure: str, ours: dict, theirs: dict, target: float) -> None:
+        """Add a speed-up: of the medians, since that is what a user sees; the minima are kept beside it."""
+        value = theirs['median'] / ours['median']
+        self.add(
+            figure, value, target, value >= target, ours=ours, theirs=theirs, by_minima=theirs['min'] / ours['min']
+        )
+
+    def add(self, figure: str, value: float, target: float | None, met: bool, **more) -> None:
+        self.rows.append(dict(figure=figure, value=value, target=target, met=bool(met), **more))
+        row = self.rows[-1]
+        detail = ''
+        if 'ours' in row:
+            detail = (
+                f'{row["ours"]["median"]:9.2f} ms{row["theirs"]["median"]:10.2f} ms   (minima {row["by_minima"]:.1f}x)'
+            )
+        verdict = f'{"":9s}  ' if target is None else f'{target:9.2f}  {"met" if met else "MISSED"}'
+        print(f'{figure:66s}{value:9.2f}{verdict}{detail}', flush=True)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw the speed-ups and their targets."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if 'ours' in row]
+    figure, axis = plt.subplots(figsize=(9, 0.35 * len(rows) + 1.2), layout='constrained')
+    axis.barh([row['figure'] for row in rows], [row['value'] for row in rows], color='#4878a8', label='measured')
+    axis.plot([row['target'] for row in rows], range(len(rows)), 'k|', markersize=14, label='target')
+    axis.set(xscale='log', xlabel='times faster (medians)')
+    axis.invert_yaxis()
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def setting() -> dict:
+    """Describe the machine as far as it decides the figures."""
+    return dict(
+        torch=torch.__version__,
+        isa=torch.backends.cpu.get_cpu_capability(),
+        python=platform.python_version(),
+        threads=torch.get_num_threads(),
+        path=native_status()._asdict(),
+    )
+
+
+def write(report: Report, out: Path) -> None:
+    """Write OUT.json and OUT.png."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix('.json').write_text(json.dumps(dict(setting=setting(), rows=report.rows), indent=1))
+    plot(report.rows, out.with_suffix('.png'))
