@@ -190,6 +190,15 @@ def test_a_dense_layer_compiles_traces_and_runs_under_autocast_and_on_meta():
         assert layer.to('meta')(x.to('meta')).shape == expected.shape
 
 
+def test_a_dense_layer_runs_in_bfloat16():
+    layer = GaussianConv2d(4, 4, 3, padding=1)
+    x = torch.randn(1, 4, 9, 9)
+    expected = layer(x)
+    out = layer.bfloat16()(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+
+
 def test_pointwise_layers_stay_plain():
     layer = GaussianConv2d(4, 8, 1)
     layer.init_weights()

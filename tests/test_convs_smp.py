@@ -31,8 +31,8 @@ def put(layer: SMPConv2d, x: float, y: float, radius: float) -> None:
 def test_kernel_equals_the_definition_in_loops(form, kernel_size):
     layer = make(form, 4, 6, kernel_size, groups=2, n_points=4)
     height, width = kernel_size
-    xs = torch.linspace(-1, 1, width).tolist()
-    ys = torch.linspace(1, -1, height).tolist() if height > 1 else [0.0]  # upwards
+    xs = torch.linspace(-1, 1, width, dtype=torch.float64).tolist()
+    ys = torch.linspace(1, -1, height, dtype=torch.float64).tolist() if height > 1 else [0.0]  # upwards
     expected = torch.zeros(6, 2, height, width, dtype=torch.float64)
     for o in range(6):
         points = 0 if layer.shared_points else o
@@ -43,11 +43,11 @@ def test_kernel_equals_the_definition_in_loops(form, kernel_size):
                     layer.weight_coord[points].tolist(), layer.radius[points].flatten().tolist(), strict=True
                 ):
                     heights.append(max(0.0, 1 - (abs(xs[s] - x) + abs(ys[r] - y)) / radius))
-                count = 1 if layer.shared_points else sum(h != 0 for h in heights) + 1e-6
+                count = 1 if layer.shared_points else max(1, sum(h != 0 for h in heights))
                 for i in range(2):
                     total = sum(w * h for w, h in zip(layer.weights[o, i].tolist(), heights, strict=True))
                     expected[o, i, r, s] = total / count
-    torch.testing.assert_close(layer.generate_kernel(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(layer.generate_kernel(), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -158,6 +158,16 @@ def test_a_plain_kernel_is_taken_as_near_as_the_points_allow(form):
     taker.zero_grad()
     (taker.generate_kernel() * rest).sum().backward()
     assert taker.weights.grad.abs().max() < 1e-5, 'no weights come nearer'
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('form', FORMS)
+def test_half_precision_keeps_its_type_and_finds_no_zero_over_zero(form, dtype):
+    layer = make(form, 2, 4, 7, n_points=2)
+    expected = layer.generate_kernel()
+    kernel = layer.to(dtype).generate_kernel()
+    assert kernel.dtype == dtype
+    torch.testing.assert_close(kernel.double(), expected, rtol=0.05, atol=0.05)
 
 
 def test_options_for_the_optimizer():

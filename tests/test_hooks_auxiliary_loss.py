@@ -50,7 +50,7 @@ class Recorder(Hook):
         self.logs.append({k: float(v) for k, v in outputs.items()})
 
 
-def run(tmp_path, hook, model=None, optim_wrapper=None, train_cfg=None, **kwargs):
+def run(tmp_path, hook, model=None, optim_wrapper=None, train_cfg=None, default_hooks=None, **kwargs):
     recorder = Recorder()
     model = Toy() if model is None else model
     loader = dict(
@@ -66,7 +66,7 @@ def run(tmp_path, hook, model=None, optim_wrapper=None, train_cfg=None, **kwargs
         train_cfg=train_cfg or dict(by_epoch=True, max_epochs=2),
         optim_wrapper=optim_wrapper or dict(optimizer=dict(type='SGD', lr=0.1)),
         custom_hooks=[*(hook if isinstance(hook, list) else [hook]), recorder],
-        default_hooks=dict(checkpoint=None, timer=None, logger=None, param_scheduler=None, sampler_seed=None),
+        default_hooks={**dict.fromkeys(('checkpoint', 'timer', 'logger', 'param_scheduler')), **(default_hooks or {})},
         experiment_name=f'{tmp_path.name}_{id(recorder)}',
         log_level=logging.ERROR,
         **kwargs,
@@ -183,6 +183,20 @@ def test_gradient_accumulation_averages_the_terms_too(tmp_path):
     run(tmp_path, [Norm(), Weights()], model, wrapper, train_cfg=dict(by_epoch=True, max_epochs=1))
     assert torch.equal(weights[1], weights[0])
     torch.testing.assert_close(weights[2], weights[0] - 0.1 * 2 * weights[0] / 3)
+
+
+def test_a_resumed_run_starts_the_terms_where_the_first_would_have(tmp_path):
+    torch.manual_seed(1)
+    expected, by_hand = steps_by_hand(1.0, 3)
+    by_iter = dict(by_epoch=False, max_iters=2)
+    saving = dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False))
+    torch.manual_seed(1)
+    run(tmp_path, Norm(start_iter=3), Toy(), train_cfg=by_iter, default_hooks=saving)
+    model = Toy()
+    again = dict(load_from=str(tmp_path / 'iter_2.pth'), resume=True)
+    logs, _ = run(tmp_path, Norm(start_iter=3), model, train_cfg=dict(by_iter, max_iters=4), **again)
+    assert [log.keys() for log in logs] == [log.keys() for log in expected[2:]]
+    torch.testing.assert_close(model.layer.weight, by_hand.layer.weight)
 
 
 def test_an_iteration_based_loop_counts_iterations(tmp_path):

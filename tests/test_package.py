@@ -16,7 +16,15 @@ for registry in ALL.values():
     registry.import_from_location()
 COMPONENTS = {name: component for registry in ALL.values() for name, component in registry.module_dict.items()}
 # Components that are ours and follow no paper.
-OURS = {'CheckpointGuardHook', 'DepthwiseConv2d', 'PairHead', 'folded', 'swap_layers'}
+OURS = {
+    'CheckpointGuardHook',
+    'DepthwiseConv2d',
+    'LayerOptionsConstructor',
+    'PairHead',
+    'ProjectionHook',
+    'folded',
+    'swap_layers',
+}
 
 
 def module_level(tree: ast.Module) -> list[ast.stmt]:

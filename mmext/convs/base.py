@@ -21,6 +21,14 @@ class ExtConv2d(nn.Conv2d):
 
     Subclasses take every argument of ``nn.Conv2d`` with its defaults, then their own as keywords.
 
+    Where ``weight`` has the shape of a plain layer's kernel without being the kernel that the layer computes with (a basis,
+    a latent kernel), no plain layer must accept it by mistake. It is then *saved* with a leading axis of length 1,
+    (1, Co, Ci/groups, kh, kw): torch refuses that shape for a plain layer even with ``strict=False``, mmengine's loader
+    reports it and leaves the layer as it was (``mmext.CheckpointGuardHook`` makes that an error), and this class loads both.
+
+    Attributes:
+        weight_is_kernel: Whether the layer computes with ``weight`` as it is.
+
     Raises:
         TypeError: If a keyword is an argument neither of ``nn.Conv2d`` nor of the subclass.
         ValueError: If ``nn.Conv2d`` refuses the arguments.
@@ -31,6 +39,7 @@ class ExtConv2d(nn.Conv2d):
     stride: tuple[int, int]
     padding: tuple[int, int] | str
     dilation: tuple[int, int]
+    weight_is_kernel: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         plain = inspect.signature(nn.Conv2d).parameters
@@ -48,6 +57,19 @@ class ExtConv2d(nn.Conv2d):
     def init_weights(self) -> None:
         """Initialise the layer as its constructor does."""
         self.reset_parameters()
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        weight = destination.get(key := f'{prefix}weight')
+        # keep_vars asks for the parameters themselves: tracing, and with it the hosts' FLOPs counter, looks for them so.
+        if weight is not None and weight.ndim == 4 and not self.weight_is_kernel and not keep_vars:
+            destination[key] = weight.unsqueeze(0)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        weight = state_dict.get(key := f'{prefix}weight')
+        if weight is not None and weight.ndim == 5 and not self.weight_is_kernel:
+            state_dict = {**state_dict, key: weight.squeeze(0)}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def plain_geometry(self) -> dict[str, Any]:
         """Return stride, padding, dilation and groups of the plain convolution that this layer amounts to.

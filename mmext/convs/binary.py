@@ -119,6 +119,7 @@ class XNORConv2d(ExtConv2d):
     """
 
     cannot_fold = 'it binarises its input'
+    weight_is_kernel = False
 
     def __init__(
         self,
@@ -154,17 +155,6 @@ class XNORConv2d(ExtConv2d):
         if self.padding_mode != 'zeros':
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         return F.conv2d(x, kernel, None, self.stride, padding, self.dilation, groups)
-
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        # As GeneratedConv2d saves a weight that is no kernel: a plain layer must not take the latent weights for one.
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f'{prefix}weight'] = destination[f'{prefix}weight'].unsqueeze(0)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
-        weight = state_dict.get(key := f'{prefix}weight')
-        if weight is not None and weight.ndim == 5:
-            state_dict = {**state_dict, key: weight.squeeze(0)}
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         own = f'grad={self.grad!r}, center={self.center}, clamp={self.clamp}, per_output={self.per_output}'

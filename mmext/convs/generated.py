@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,10 +29,7 @@ class GeneratedConv2d(ExtConv2d):
     - :meth:`fold`, the plain ``nn.Conv2d`` that computes the same;
     - a plain checkpoint as the starting point: where the state keeps a tensor ``weight`` of a plain kernel's shape (a
       basis, a latent kernel) it is loaded there, else through :meth:`take_kernel`, if the system defines that;
-    - a checkpoint that no plain layer accepts by mistake. Such a ``weight`` is not the kernel, so it is *saved* with a
-      leading axis of length 1, (1, Co, Ci/groups, kh, kw): torch refuses that shape for a plain layer even with
-      ``strict=False``, mmengine's loader reports it and leaves the layer as it was (``mmext.CheckpointGuardHook`` makes
-      that an error), and this class loads both.
+    - a checkpoint that no plain layer accepts by mistake, see :class:`mmext.convs.base.ExtConv2d`.
 
     A system that has nothing to generate for some layers (RefConv for a 1x1 kernel) sets ``plain`` in its constructor and
     leaves them as ``nn.Conv2d`` made them, so that ``conv_cfg`` can name it for a whole network.
@@ -72,6 +70,11 @@ class GeneratedConv2d(ExtConv2d):
     def takes_kernel(self) -> bool:
         """Whether this layer defines :meth:`take_kernel`."""
         return not self.plain and type(self).take_kernel is not GeneratedConv2d.take_kernel
+
+    @property
+    def weight_is_kernel(self) -> bool:  # type: ignore[override]
+        """Whether this very layer is a plain one."""
+        return self.plain
 
     def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return the generated kernel and bias, from the cache where that is valid."""
@@ -157,31 +160,29 @@ class GeneratedConv2d(ExtConv2d):
             )
         super().register_parameter(name, param)
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        weight = destination.get(key := f'{prefix}weight')
-        # keep_vars asks for the parameters themselves: tracing, and with it the hosts' FLOPs counter, looks for them so.
-        if weight is not None and weight.ndim == 4 and not self.plain and not keep_vars:
-            destination[key] = weight.unsqueeze(0)
-
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._cache = None
-        weight = state_dict.get(key := f'{prefix}weight')
-        if weight is not None and weight.ndim == 5 and not self.plain:
-            state_dict = {**state_dict, key: weight.squeeze(0)}
-        elif weight is not None and self.takes_kernel and self._is_plain_kernel(state_dict, prefix):
+        if self.takes_kernel and self._is_plain(state_dict, prefix):
             with torch.no_grad():
-                self.take_kernel(state_dict.pop(key).to(next(self.parameters())))
+                self.take_kernel(state_dict.pop(f'{prefix}weight').to(next(self.parameters())))
             # The loaders hand every module a dictionary of its own, from which the children are loaded after this.
             for name, tensor in self.state_dict().items():
-                state_dict.setdefault(f'{prefix}{name}', tensor[0] if name == 'weight' and tensor.ndim == 5 else tensor)
+                state_dict.setdefault(f'{prefix}{name}', tensor)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _is_plain_kernel(self, state_dict: dict, prefix: str) -> bool:
-        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        return state_dict[f'{prefix}weight'].shape == shape and not any(
-            f'{prefix}{name}' in state_dict for name in self.state_dict() if name not in ('weight', 'bias')
+    def _is_plain(self, state_dict: dict, prefix: str) -> bool:
+        """Whether ``state_dict`` holds a plain layer's kernel, and nothing of this layer's own, under ``prefix``."""
+        weight = state_dict.get(f'{prefix}weight')
+        own = [name for name in self.state_dict() if name not in ('weight', 'bias')]
+        return (
+            isinstance(weight, Tensor)
+            and self.accepts_kernel(weight.shape)
+            and not any(f'{prefix}{name}' in state_dict for name in own)
         )
+
+    def accepts_kernel(self, shape: Sequence[int]) -> bool:
+        """Whether :meth:`take_kernel` takes a kernel of this shape: by default one of the layer's own."""
+        return tuple(shape) == (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def extra_repr(self) -> str:
         own = 'plain' if self.plain else self.own_repr()

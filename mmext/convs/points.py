@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -27,13 +28,10 @@ class PointConv2d(GeneratedConv2d):
         if not self.plain:
             self.register_parameter('weight', None)
 
-    def _is_plain_kernel(self, state_dict: dict, prefix: str) -> bool:
-        shape = state_dict[f'{prefix}weight'].shape
-        return (
-            shape[:2] == (self.out_channels, self.in_channels // self.groups)
-            and all(k <= window for k, window in zip(shape[2:], self.kernel_size, strict=True))
-            and not any(f'{prefix}{name}' in state_dict for name in self.state_dict() if name != 'bias')
-        )
+    def accepts_kernel(self, shape: Sequence[int]) -> bool:
+        """Whether the kernel has the layer's channels and fits into its window."""
+        channels = (self.out_channels, self.in_channels // self.groups)
+        return tuple(shape[:2]) == channels and all(k <= n for k, n in zip(shape[2:], self.kernel_size, strict=True))
 
     def fill_window(self, kernel: Tensor) -> Tensor:
         """Return ``kernel`` with zeros around it, as large as the window and with the same centre."""

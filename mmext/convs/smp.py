@@ -30,9 +30,9 @@ class SMPConv2d(PointConv2d):
     .. math::
         \text{shared:}\quad W_{oi} = \sum_p w_{oip}\,\varphi_p, \qquad
         \text{per output:}\quad W_{oi}
-        = \frac{\sum_p w_{oip}\,\varphi_{op}}{\#\{p: \varphi_{op} \ne 0\} + 10^{-6}}
+        = \frac{\sum_p w_{oip}\,\varphi_{op}}{\max(1,\ \#\{p: \varphi_{op} \ne 0\})}
 
-    where the number of points is counted for every tap.
+    where the number of points is counted for every tap. (The code adds 1e-6 to it instead, which half precision rounds away.)
 
     Args:
         *args: Those of ``nn.Conv2d``.
@@ -111,28 +111,23 @@ class SMPConv2d(PointConv2d):
         return dict(weight_coord=dict(decay_mult=0.0), radius=dict(lr_mult=0.1, decay_mult=0.0))
 
     def generate_kernel(self) -> Tensor:
-        cones = self._cones()
-        if self.shared_points:
-            kernels = self.weights @ cones[0]
-        else:
-            kernels = self.weights @ cones / ((cones != 0).sum(1, keepdim=True) + 1e-6)
-        return kernels.unflatten(-1, self.kernel_size)
+        return (self.weights @ self._cones()).unflatten(-1, self.kernel_size)
 
     def _cones(self) -> Tensor:
-        """Return every point's cone on the grid, (sets, n, taps)."""
+        """Return every point's cone on the grid, (sets, n, taps), averaged in the general form."""
         height, width = self.kernel_size
         like = dict(dtype=self.radius.dtype, device=self.radius.device)
         x = _samples(width, like) - self.weight_coord[..., :1]
         y = -_samples(height, like) - self.weight_coord[..., 1:]
         distance = y.abs().unsqueeze(-1) + x.abs().unsqueeze(-2)
-        return (1 - distance / self.radius).relu().flatten(2)
+        cones = (1 - distance / self.radius).relu().flatten(2)
+        if self.shared_points:
+            return cones
+        return cones / (cones != 0).sum(1, keepdim=True, dtype=cones.dtype).clamp(min=1)
 
     def take_kernel(self, kernel: Tensor) -> None:
-        cones = self._cones().double()
-        if not self.shared_points:
-            cones = cones / ((cones != 0).sum(1, keepdim=True) + 1e-6)
         taps = self.fill_window(kernel).flatten(2).double()
-        self.weights.copy_(taps @ torch.linalg.pinv(cones))
+        self.weights.copy_(taps @ torch.linalg.pinv(self._cones().double()))
 
     def own_repr(self) -> str:
         return f'n_points={self.n_points}, shared_points={self.shared_points}'

@@ -1,0 +1,120 @@
+"""The analysis tools: what they print is what the models are."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmext.cli import UsageError
+
+TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'
+MODEL = """
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict({backbone}type='ResNet', depth=18, base_channels=8, stem_channels=8),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=64),
+)
+"""
+SWAP = """
+_base_ = 'plain.py'
+rules = [dict(kernel_size=3, stage=1, to=dict(type={to!r}))]
+model = dict(backbone=dict(type='mmext.swap_layers', model='ResNet', rules=rules))
+"""
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def configs(tmp_path):
+    (tmp_path / 'plain.py').write_text(MODEL.format(backbone=''))
+    (tmp_path / 'phc.py').write_text(SWAP.format(to='mmext.PHConv2d'))
+    (tmp_path / 'xnor.py').write_text(SWAP.format(to='mmext.XNORConv2d'))
+    (tmp_path / 'slot.py').write_text(MODEL.format(backbone="conv_cfg=dict(type='mmext.RefConv2d'), "))
+    return tmp_path
+
+
+def test_show_swap_prints_the_changed_layers_and_three_forms(tool, configs, capsys):
+    tool('show_swap').main([str(configs / 'phc.py'), '--shape', '32', '32'])
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.startswith('backbone.')]
+    assert [row.split()[0] for row in rows] == [f'backbone.layer1.{b}.conv{c}' for b in (0, 1) for c in (1, 2)]
+    # 4 algebra matrices of 4 x 4 and a quarter of the kernel.
+    assert all(row.split()[1:] == ['Conv2d', 'PHConv2d', '576', '->', '208'] for row in rows)
+    assert '4 layers change' in out
+    forms = {line[:14].strip(): line for line in out.splitlines() if 'GFLOPs' in line}
+    assert list(forms) == ['without mmext', 'as trained', 'deployed']
+
+    def numbers(form):
+        return forms[form][14:].replace(',', '').split()
+
+    assert numbers('deployed') == numbers('without mmext')
+    assert int(numbers('without mmext')[0]) - int(numbers('as trained')[0]) == 4 * (576 - 208)
+
+
+def test_show_swap_sees_slots_too_and_says_what_cannot_be_deployed(tool, configs, capsys):
+    show_swap = tool('show_swap')
+    show_swap.main([str(configs / 'slot.py'), '--no-flops'])
+    out = capsys.readouterr().out
+    assert 'RefConv2d' in out
+    assert 'GFLOPs' not in out
+    show_swap.main([str(configs / 'xnor.py'), '--no-flops'])
+    assert 'not deployable: 4 layers have no plain form' in capsys.readouterr().out
+
+
+def test_show_swap_refuses_a_config_without_anything_of_ours(tool, configs):
+    with pytest.raises(UsageError, match=r'plain\.py changes nothing'):
+        tool('show_swap').main([str(configs / 'plain.py')])
+
+
+def test_compare_ranks_within_each_reference_and_does_not_repeat_jobs(tool, configs, monkeypatch, capsys):
+    compare = tool('compare')
+    order = []
+
+    def run(command, **_):
+        config, work_dir = Path(command[2]), Path(command[4])
+        order.append(config.stem)
+        seed = int(next(c for c in command if c.startswith('randomness.seed=')).partition('=')[2])
+        (work_dir / '1/vis_data').mkdir(parents=True)
+        score = {'plain': 50, 'phc': 60, 'xnor': 40}[config.stem] + seed
+        (work_dir / '1/vis_data/scalars.json').write_text(
+            json.dumps({'accuracy/top1': 1.0}) + '\n' + json.dumps({'accuracy/top1': score})
+        )
+        return type('Done', (), {'returncode': 0})
+
+    monkeypatch.setattr(compare.subprocess, 'run', run)
+    monkeypatch.setattr(
+        compare, 'interleave', lambda c, *_: {name: dict(median=2.0 if name == 'phc' else 1.0) for name in c}
+    )
+    arguments = [str(configs / f'{n}.py') for n in ('xnor', 'phc', 'plain')]
+    arguments += ['--seeds', '0', '2', '--jobs', '1', '--shape', '32', '32', '--out', str(configs / 'out/compare')]
+    compare.main(arguments)
+    assert order == ['plain', 'plain', 'xnor', 'xnor', 'phc', 'phc'], 'references first'
+    rows = json.loads((configs / 'out/compare.json').read_text())
+    assert [row['name'] for row in rows] == ['plain', 'phc', 'xnor']
+    assert {row['reference'] for row in rows} == {'plain'}
+    assert (rows[1]['mean'], rows[1]['spread'], rows[1]['training_ratio']) == (61, 1, 2)
+    assert rows[1]['deployed_parameters'] == rows[0]['parameters'] > rows[1]['parameters']
+    assert '| phc | 61.0 ± 1.0 |' in (configs / 'out/compare.md').read_text()
+    assert (configs / 'out/compare.png').stat().st_size > 1000
+    compare.main(arguments)
+    assert len(order) == 6
+
+    monkeypatch.setattr(compare.subprocess, 'run', lambda *_, **__: type('Done', (), {'returncode': 1}))
+    with pytest.raises(UsageError, match=r'phc\.py with seed 7 did not finish'):
+        compare.main([str(configs / 'phc.py'), '--seeds', '7', '--out', str(configs / 'out/compare')])
