@@ -4,7 +4,7 @@
 
 CPU kernels by default, CUDA kernels too where torch sees a GPU or with ``FORCE_CUDA=1`` (for sm_80 and sm_90 with PTX unless
 ``TORCH_CUDA_ARCH_LIST`` says otherwise). What cannot be built is left out with one line that says why: mmext then runs on
-its pure-torch references. ``MMEXT_SKIP_NATIVE=1`` leaves it out on purpose, ``MMEXT_SANITIZE=1`` builds for ASan and UBSan.
+its pure-torch references. ``MMEXT_SKIP_NATIVE=1`` leaves it out on purpose.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ def extensions() -> list:
             f'torch is not visible to the build ({error}); install with --no-build-isolation'
         ) from error
     include = mmcv_headers()
-    sanitize = ['-fsanitize=address,undefined', '-fno-omit-frame-pointer', '-g'] if flag('MMEXT_SANITIZE') else ['-g0']
     # Vectors are passed between inlined functions only, so their ABI does not matter.
     cxx = [
         '-O3',
@@ -91,10 +90,10 @@ def extensions() -> list:
         '-Wno-psabi',
         '-Wno-ignored-attributes',
         '-fopenmp',
-        *sanitize,
+        '-g0',
     ]
     sources = [f'{SOURCES}/binding.cpp', f'{SOURCES}/cpu/neighborhood_cpu.cpp']
-    common = dict(extra_link_args=['-fopenmp', *sanitize])
+    common = dict(extra_link_args=['-fopenmp'])
     toolkit = cuda_toolkit(torch)
     if toolkit is None:
         return [CppExtension('mmext._C', sources, include_dirs=include, extra_compile_args={'cxx': cxx}, **common)]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def script(monkeypatch):
-    for name in ('FORCE_CUDA', 'MMEXT_SKIP_NATIVE', 'MMEXT_SANITIZE', 'TORCH_CUDA_ARCH_LIST', 'MMEXT_REQUIRE_NATIVE'):
+    for name in ('FORCE_CUDA', 'MMEXT_SKIP_NATIVE', 'TORCH_CUDA_ARCH_LIST', 'MMEXT_REQUIRE_NATIVE'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
     spec = importlib.util.spec_from_file_location('mmext_setup', ROOT / 'setup.py')

@@ -56,6 +56,12 @@ def milliseconds(models: list[nn.Module], inputs: torch.Tensor, rounds: int = 10
     return [statistics.median(spent[1:]) for spent in times]
 
 
+def slow_on_cpu(model: nn.Module) -> int:
+    """Count the plain convolutions that mmext.DepthwiseConv2d computes many times faster on a CPU."""
+    plain = [m for m in model.modules() if type(m) is nn.Conv2d]
+    return sum(m.groups == m.in_channels == m.out_channels and min(m.kernel_size) >= 15 for m in plain)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, fold, compare and write."""
     args = parse_args(argv)
@@ -99,6 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         f'forward of {tuple(inputs.shape)}, one CPU thread: {before:.1f} ms -> {after:.1f} ms ({before / after:.2f}x)'
     )
     print(f'wrote {out} and {out.with_suffix(".py")}')
+    if slow := slow_on_cpu(folded):
+        print(
+            f'{slow} depthwise convolutions have kernels of 15 x 15 or larger, for which torch is slow on CPUs in the NCHW '
+            'layout; for such a machine wrap the component in mmext.swap_layers with '
+            "rules=[dict(depthwise=True, to=dict(type='mmext.DepthwiseConv2d'))], the same checkpoint loads"
+        )
     if args.onnx:
         try:
             error = export_onnx(folded, inputs, out.with_suffix('.onnx'))
