@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmext.cli as cli
-from mmext.convs import RefConv2d
+from mmext.convs import RefConv2d, RepSO2d
 from mmext.datasets import DigitScenes, create
 from mmext.hooks.checkpoint_guard import CheckpointError, CheckpointGuardHook, newest_loadable, read_checkpoint
 
@@ -276,6 +276,18 @@ def test_guard_refuses_unfolded_kernels_in_a_plain_model_only():
     guard(training, {'state_dict': plain.state_dict()})
     training.stem = training.stem.fold()
     guard(plain, {'state_dict': training.state_dict()})
+
+
+def test_guard_counts_a_plain_kernel_as_loaded_where_a_layer_can_start_from_it(caplog):
+    def grouped(*args):
+        return RepSO2d(*args, branches=('kxk', '1x1'))
+
+    model, plain = Model(grouped), Model()
+    with caplog.at_level(logging.INFO, 'guard'):
+        guard(model, {'state_dict': plain.state_dict()})
+    assert caplog.messages[-1] == 'checkpoint: 7 tensors loaded, 0 missing, 0 unexpected, 0 of another shape'
+    model.load_state_dict(plain.state_dict(), strict=True)
+    torch.testing.assert_close(model.eval().stem.fold().weight, plain.stem.weight)
 
 
 def test_guard_reports_what_fits(caplog):

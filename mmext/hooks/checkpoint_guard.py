@@ -136,7 +136,7 @@ def _compare(saved: dict[str, Tensor], model: nn.Module, what: str, logger: logg
         if getattr(m, 'takes_kernel', False) and f'{name}.weight' in saved
     }
     takers = {p for p in takers if not any(k in saved for k in own if k.startswith(p) and k != f'{p}bias')}
-    own = {k: v for k, v in own.items() if k.endswith('.bias') or not any(k.startswith(p) for p in takers)}
+    own = {k: v for k, v in own.items() if not any(k.startswith(p) and k != f'{p}bias' for p in takers)}
     own |= {f'{p}weight': saved[f'{p}weight'] for p in takers}
     loaded = [k for k in own if k in saved and _fits(saved[k], own[k])]
     missing = [k for k in own if k not in saved and not k.endswith('num_batches_tracked')]
