@@ -63,7 +63,7 @@ def _child(name: str, parent: root.Registry, *locations: str) -> Registry:
     return Registry(name, parent=parent, scope='mmext', locations=[f'mmext.{loc}' for loc in locations])
 
 
-# Conv layers, activations, norms, blocks, backbones, necks, heads, and the functions that rewire a model.
+# Conv layers, activations, norms, blocks, backbones, necks, heads, coordinate networks, and the functions that rewire a model.
 MODELS = _child(
     'model',
     root.MODELS,
@@ -74,6 +74,7 @@ MODELS = _child(
     'backbones',
     'necks',
     'heads',
+    'inr',
     'surgery',
     'deploy',
 )

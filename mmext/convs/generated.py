@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import is_
 from typing import Any
 
 import torch
@@ -201,16 +202,16 @@ class _Sources:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        tables: list[dict] = [t for m in layer.modules() for t in (m._parameters, m._buffers, m._modules)]
-        self.tables = [(table, tuple(table.items())) for table in tables]
-        tensors = [v for _, items in self.tables for _, v in items if isinstance(v, Tensor)]
+        tables: list[dict] = [t for m in layer.modules() for t in (m._parameters, m._buffers, m._modules) if t]
+        self.tables = [(table, tuple(table.values())) for table in tables]
+        tensors = [v for _, values in self.tables for v in values if isinstance(v, Tensor)]
         self.tensors = [(t, t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
 
     def unchanged(self) -> bool:
-        for table, items in self.tables:
-            if len(table) != len(items) or any(table.get(name) is not value for name, value in items):
+        for table, values in self.tables:
+            if len(table) != len(values) or not all(map(is_, table.values(), values)):
                 return False
-        return all(
-            tensor.data_ptr() == address and (version is None or tensor._version == version)
-            for tensor, address, version in self.tensors
-        )
+        for tensor, address, version in self.tensors:
+            if tensor.data_ptr() != address or (version is not None and tensor._version != version):
+                return False
+        return True

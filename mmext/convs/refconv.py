@@ -35,10 +35,12 @@ class RefConv2d(GeneratedConv2d):
         map_kernel_size: m, odd and not larger than the kernel.
         map_init: ``'zero'`` starts exactly at the plain convolution with the basis as its kernel, which is what the
             paper's listing says; ``'default'`` draws from :math:`U(\pm 1/\sqrt{g m^2})`, as the released script does.
+        freeze_basis: Whether the basis stays as it is loaded. False lets it learn together with the map, for training
+            from scratch in one stage (ours).
         **kwargs: Those of ``nn.Conv2d``.
 
     Shape:
-        ``weight`` (buffer) is (Co, Ci/g, kh, kw), ``map_weight`` (N, g, m, m).
+        ``weight`` (a buffer unless it learns) is (Co, Ci/g, kh, kw), ``map_weight`` (N, g, m, m).
 
     Raises:
         ValueError: If ``map_kernel_size`` is even or exceeds a kernel other than 1x1, or ``map_init`` is unknown.
@@ -47,7 +49,14 @@ class RefConv2d(GeneratedConv2d):
     official basis starts as zeros, from which nothing can be learned.
     """
 
-    def __init__(self, *args: Any, map_kernel_size: int = 3, map_init: str = 'zero', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        map_kernel_size: int = 3,
+        map_init: str = 'zero',
+        freeze_basis: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.plain = self.kernel_size == (1, 1)
         if map_kernel_size % 2 == 0 or (map_kernel_size > min(self.kernel_size) and not self.plain):
@@ -59,12 +68,14 @@ class RefConv2d(GeneratedConv2d):
             raise ValueError(f"RefConv2d needs map_init 'zero' or 'default', got {map_init=}")
         self.map_kernel_size = map_kernel_size
         self.map_init = map_init
+        self.freeze_basis = freeze_basis
         if self.plain:
             self.register_parameter('map_weight', None)
             return
         basis = self.weight.detach()
-        del self.weight
-        self.register_buffer('weight', basis)
+        if freeze_basis:
+            del self.weight
+            self.register_buffer('weight', basis)
         slices = basis.shape[0] * basis.shape[1]
         self.map_weight = nn.Parameter(basis.new_empty(slices, self.groups, map_kernel_size, map_kernel_size))
         self._reset_map()
@@ -89,4 +100,5 @@ class RefConv2d(GeneratedConv2d):
         return self.weight + refocused.view_as(self.weight)
 
     def own_repr(self) -> str:
-        return f'map_kernel_size={self.map_kernel_size}, map_init={self.map_init!r}'
+        own = f'map_kernel_size={self.map_kernel_size}, map_init={self.map_init!r}'
+        return own if self.freeze_basis else f'{own}, freeze_basis=False'

@@ -1,0 +1,113 @@
+"""A kernel plus a residual that a small network generates from a description of the signal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmext.convs.generated import GeneratedConv2d
+from mmext.registry import MODELS
+
+__all__ = ['ConditionedConv2d', 'standardised']
+
+# The side of the grid of coordinates that a layer without a given condition looks at.
+GRID = 16
+
+
+@MODELS.register_module()
+class ConditionedConv2d(GeneratedConv2d):
+    r"""Dynamic weight re-parameterisation of Conv-INR.
+
+    Cai, *Conv-INR: Convolutional Implicit Neural Representation for Multimodal Visual Signals*, 2024, arXiv 2406.04249.
+
+    A coordinate network has one signal to represent, so a vector v that describes the signal is constant, and a kernel that
+    is generated from it folds like any other:
+
+    .. math:: W = K + \mathrm{head}(\mathrm{relu}(A\,v + a))
+
+    The name, that it costs nothing after training, and the generation of weights by a network are the author's; the formula
+    is our reading. The head starts as zeros, so that the layer starts as the plain convolution with K as its kernel.
+
+    Args:
+        *args: Those of ``nn.Conv2d``.
+        condition_dim: Length of v.
+        hidden_dim: Outputs of A.
+        source: ``'coords'``: v is the global average of two trainable convolutions over a fixed 16 x 16 grid of
+            coordinates, for tasks where the signal is not known; ``'given'``: v is a buffer that starts as zeros and is set
+            by :meth:`set_condition`.
+        **kwargs: Those of ``nn.Conv2d``.
+
+    Shape:
+        ``weight`` (K) is (Co, Ci/groups, kh, kw).
+
+    Raises:
+        ValueError: If ``source`` is unknown.
+    """
+
+    condition: Tensor
+
+    def __init__(
+        self, *args: Any, condition_dim: int = 32, hidden_dim: int = 16, source: str = 'coords', **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if source not in ('coords', 'given'):
+            raise ValueError(f"ConditionedConv2d needs source 'coords' or 'given', got {source=}")
+        self.source = source
+        self.condition_dim = condition_dim
+        self.hidden_dim = hidden_dim
+        if source == 'given':
+            self.register_buffer('condition', torch.zeros(condition_dim))
+        else:
+            axis = torch.linspace(-1, 1, GRID)
+            grid = torch.stack(torch.meshgrid(axis, axis, indexing='ij'))[None]
+            self.register_buffer('grid', grid, persistent=False)
+            self.observer: Any = nn.Sequential(
+                nn.Conv2d(2, condition_dim, 3, 2, 1), nn.ReLU(), nn.Conv2d(condition_dim, condition_dim, 3, 2, 1)
+            )
+        self.trunk = nn.Linear(condition_dim, hidden_dim)
+        self.head = nn.Linear(hidden_dim, self.weight.numel())
+        self._zero_head()
+
+    def _zero_head(self) -> None:
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in self.modules():
+            if module is not self and isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.reset_parameters()
+        self._zero_head()
+
+    @torch.no_grad()
+    def set_condition(self, condition: Tensor) -> None:
+        """Describe the signal by ``condition``, (condition_dim,); it is standardised over its entries.
+
+        Raises:
+            RuntimeError: If the layer makes its condition from coordinates.
+            ValueError: If the length is not ``condition_dim``.
+        """
+        if self.source != 'given':
+            raise RuntimeError("ConditionedConv2d makes its condition from coordinates; build it with source='given'")
+        if condition.shape != self.condition.shape:
+            raise ValueError(
+                f'ConditionedConv2d needs a condition of shape {tuple(self.condition.shape)}, got {tuple(condition.shape)}'
+            )
+        self.condition.copy_(standardised(condition))
+
+    def generate_kernel(self) -> Tensor:
+        condition = self.condition if self.source == 'given' else self.observer(self.grid).mean((0, 2, 3))
+        residual = self.head(F.relu(self.trunk(condition)))
+        return self.weight + residual.view_as(self.weight)
+
+    def own_repr(self) -> str:
+        return f'condition_dim={self.condition_dim}, hidden_dim={self.hidden_dim}, source={self.source!r}'
+
+
+def standardised(condition: Tensor) -> Tensor:
+    """Return a description with mean zero and variance one over its entries: the stages that it comes from differ in scale."""
+    spread = condition.std(correction=0).clamp_min(torch.finfo(condition.dtype).tiny)
+    return (condition - condition.mean()) / spread

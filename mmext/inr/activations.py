@@ -1,0 +1,108 @@
+"""Activations that are made for coordinates, each with the initialisation that belongs to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmext.registry import MODELS
+
+__all__ = ['GaussianActivation', 'SineActivation', 'WaveletActivation']
+
+
+@MODELS.register_module()
+class SineActivation(nn.Module):
+    r"""SIREN: :math:`\sin(\omega_0 z)`.
+
+    Sitzmann et al., *Implicit Neural Representations with Periodic Activation Functions*, NeurIPS 2020, arXiv 2006.09661.
+
+    Weights are drawn from :math:`U(\pm 1/n)` in the first layer and :math:`U(\pm\sqrt{6/n}/\omega_0)` in all others, with n
+    inputs, so that every pre-activation :math:`\omega_0 z` has variance near one behind the first layer.
+
+    Args:
+        w0: :math:`\omega_0`.
+        first_w0: :math:`\omega_0` of the first layer, by default the same; it sets which frequencies are learnt first.
+        bias_init: ``'default'``, torch's :math:`U(\pm 1/\sqrt n)`, as in the original code; ``'weight'``, the range of the
+            weights, as in Norm-INR's.
+        first: Whether this one stands in the first layer; the network says so.
+
+    Raises:
+        ValueError: If ``bias_init`` is unknown.
+    """
+
+    def __init__(
+        self, w0: float = 30.0, first_w0: float | None = None, bias_init: str = 'default', first: bool = False
+    ) -> None:
+        super().__init__()
+        if bias_init not in ('default', 'weight'):
+            raise ValueError(f"SineActivation needs bias_init 'default' or 'weight', got {bias_init=}")
+        self.hidden_w0 = w0
+        self.w0 = first_w0 if first and first_w0 is not None else w0
+        self.bias_init = bias_init
+
+    @torch.no_grad()
+    def init_linear(self, linear: nn.Linear, first: bool = False) -> None:
+        """Draw the parameters of the layer before this activation, or of the output layer."""
+        linear.reset_parameters()
+        bound = 1 / linear.in_features if first else (6 / linear.in_features) ** 0.5 / self.hidden_w0
+        linear.weight.uniform_(-bound, bound)
+        if self.bias_init == 'weight' and linear.bias is not None:
+            linear.bias.uniform_(-bound, bound)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply the activation."""
+        return torch.sin(self.w0 * z)
+
+    def extra_repr(self) -> str:
+        return f'w0={self.w0}, bias_init={self.bias_init!r}'
+
+
+@MODELS.register_module()
+class GaussianActivation(nn.Module):
+    r"""Gauss: :math:`\exp(-(s z)^2)`, in the form of WIRE's repository, after layers of torch's initialisation.
+
+    Args:
+        scale: s.
+    """
+
+    def __init__(self, scale: float = 10.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply the activation."""
+        return torch.exp(-(self.scale * z).square())
+
+    def extra_repr(self) -> str:
+        return f'scale={self.scale}'
+
+
+@MODELS.register_module()
+class WaveletActivation(nn.Module):
+    r"""WIRE: the complex Gabor wavelet :math:`\exp(j \omega_0 z - |s_0 z|^2)`.
+
+    Saragadam et al., *WIRE: Wavelet Implicit Neural Representations*, CVPR 2023, arXiv 2301.05187.
+
+    The layers behind the first one are complex, and so is the output layer, of which the real part is returned; the width is
+    divided by :math:`\sqrt 2`, so that the number of real parameters stays about the same.
+
+    Args:
+        w0: :math:`\omega_0`.
+        s0: :math:`s_0`.
+    """
+
+    complex_valued = True
+
+    def __init__(self, w0: float = 20.0, s0: float = 30.0) -> None:
+        super().__init__()
+        self.w0 = w0
+        self.s0 = s0
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map real or complex ``z`` to complex values."""
+        # There is no complex form of the half precision that autocast computes with.
+        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        return torch.exp(1j * self.w0 * z - (self.s0 * z.abs()).square())
+
+    def extra_repr(self) -> str:
+        return f'w0={self.w0}, s0={self.s0}'

@@ -1,0 +1,67 @@
+"""What every coordinate network promises."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmext.blocks.build import accepts, component
+from mmext.norms.position_norm import freeze_stats
+
+__all__ = ['CoordNetwork', 'build_position_norm', 'full_precision']
+
+
+class CoordNetwork(BaseModule):
+    """A function from positions to values.
+
+    Positions stand in the last axis, in whatever layout: a list (N, d), a grid (H, W, d) as
+    :func:`mmext.inr.coordinate_grid` makes it, or several. The values come in the same layout, (..., out_features).
+
+    With norms over positions (BN, :class:`mmext.GlobalNorm`, :class:`mmext.CrossNorm`) the value at a position depends on
+    which others it is evaluated with, in training always, in eval mode until :meth:`freeze_stats`.
+
+    Args:
+        in_features: d, the number of coordinates.
+        out_features: Values per position.
+        init_cfg: As in mmengine; a pre-trained checkpoint, for example.
+    """
+
+    def __init__(self, in_features: int, out_features: int, init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        raise NotImplementedError(f'{type(self).__name__} must define reset_parameters()')
+
+    def init_weights(self) -> None:
+        """Draw all parameters anew, then apply ``init_cfg``."""
+        self.reset_parameters()
+        super().init_weights()
+
+    def freeze_stats(self, coords: Tensor) -> CoordNetwork:
+        """Set eval mode with the exact statistics of ``coords``, the whole grid, for evaluation point by point."""
+        freeze_stats(self, coords)
+        return self
+
+
+def build_position_norm(norm_cfg: dict, channels: int, channel_dim: int) -> nn.Module:
+    """Build a norm whose channels are in axis ``channel_dim`` of a list (N, C) or a map (N, C, H, W)."""
+    cfg: dict[str, Any] = dict(norm_cfg)
+    if cfg.get('type') == 'BN' and channel_dim == -1:
+        cfg['type'] = 'BN1d'
+    if accepts(component(cfg), 'channel_dim'):
+        cfg.setdefault('channel_dim', channel_dim)
+    return build_norm_layer(cfg, channels)[1]
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager:
+    """Return the context in which autocast is off on the device of ``tensor``."""
+    # The meta device has no autocast to switch off.
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)

@@ -1,0 +1,147 @@
+"""Conv-INR: a convolutional network over the grid of coordinates, with three ways to train more weights than are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.cnn import build_activation_layer, build_conv_layer
+from torch import Tensor, nn
+
+from mmext.blocks.build import accepts, component
+from mmext.convs.conditioned import ConditionedConv2d
+from mmext.convs.reparam import ReparamConv2d
+from mmext.deploy import fold
+from mmext.inr.base import CoordNetwork, build_position_norm
+from mmext.registry import MODELS
+
+__all__ = ['ConvINR']
+
+#: What stands for the plain convolution, and its arguments.
+REPARAMS: dict[str, dict] = {
+    'structural': dict(type=ReparamConv2d, branches=('kxk', '1xk', 'kx1', '1x1')),
+    'static': dict(type='mmext.RefConv2d', freeze_basis=False),
+    'dynamic': dict(type='mmext.ConditionedConv2d'),
+}
+
+
+@MODELS.register_module()
+class ConvINR(CoordNetwork):
+    r"""Convolutional implicit neural representation.
+
+    Cai, *Conv-INR: Convolutional Implicit Neural Representation for Multimodal Visual Signals*, 2024, arXiv 2406.04249.
+
+    The grid of coordinates V is not taken apart into points but kept as an image, which convolutions map to the signal:
+
+    .. math:: Z_0 = V, \qquad Z_l = \phi(\mathrm{BN}(K_l * Z_{l-1} + b_l)), \qquad y = K * Z_L + b
+
+    That the network is convolutional at full resolution, the order of convolution, batch norm and activation, the names of
+    the re-parameterisations, and that they vanish after training are the author's. Width, depth, the plain output layer and
+    the algebra of the re-parameterisations are our reading:
+
+    - ``'structural'``: parallel branches with a batch norm each, :class:`mmext.convs.ReparamConv2d`;
+    - ``'static'``: a learned convolution over the kernel itself, :class:`mmext.RefConv2d` with a basis that learns;
+    - ``'dynamic'``: a residual generated from a description of the signal, :class:`mmext.ConditionedConv2d`.
+
+    They replace the hidden layers; the last two start exactly at the plain network.
+
+    Args:
+        in_features: d, the number of coordinates.
+        out_features: Values per position.
+        width: Channels of each hidden layer.
+        depth: Number of hidden layers, the first one included.
+        kernel_size: Size of all kernels, odd.
+        norm_cfg: Norm in each hidden layer; ``'BN'`` or a norm of this package, None for none.
+        act_cfg: Activation of the hidden layers.
+        reparam: A name above, a config of a conv layer (with arguments; ``dict(type='structural', branches=...)`` changes
+            those of a name), or None for plain convolutions.
+        init_cfg: As in mmengine.
+
+    Shape:
+        A grid (H, W, d) to (H, W, out_features), or several, (N, H, W, d); with 1 x 1 kernels also a list of points (N, d).
+
+    Raises:
+        ValueError: If the kernel size is even, ``depth`` is below 1, or a list of points meets kernels above 1 x 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 2,
+        out_features: int = 3,
+        width: int = 32,
+        depth: int = 10,
+        kernel_size: int = 3,
+        norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
+        act_cfg: dict = dict(type='ReLU'),  # noqa: B006
+        reparam: str | dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, init_cfg)
+        if kernel_size % 2 == 0:
+            raise ValueError(f'ConvINR keeps the size of the grid and needs an odd kernel_size, got {kernel_size=}')
+        if depth < 1:
+            raise ValueError(f'ConvINR needs one hidden layer at least, got {depth=}')
+        self.kernel_size = kernel_size
+        conv_cfg = _conv_cfg(reparam)
+        # A layer that asks for a norm has one in each of its branches.
+        own_norm = accepts(component(conv_cfg), 'norm_cfg')
+        if own_norm:
+            conv_cfg = {'norm_cfg': norm_cfg, **conv_cfg}
+        layers = []
+        for index in range(depth):
+            channels = in_features if index == 0 else width
+            bias = {} if not own_norm else dict(bias=False)
+            conv = build_conv_layer(conv_cfg, channels, width, kernel_size, padding=kernel_size // 2, **bias)
+            norm = [] if own_norm or norm_cfg is None else [build_position_norm(norm_cfg, width, 1)]
+            layers.append(nn.Sequential(conv, *norm, build_activation_layer(act_cfg)))
+        # Any, because torch does not tell what a ModuleList holds.
+        self.layers: Any = nn.ModuleList(layers)
+        self.head = nn.Conv2d(width, out_features, kernel_size, padding=kernel_size // 2)
+
+    def reset_parameters(self) -> None:
+        for module in (*(part for layer in self.layers for part in layer), self.head):
+            init = getattr(module, 'init_weights', None) or getattr(module, 'reset_parameters', None)
+            if init is not None:
+                init()
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Evaluate the network on a grid of coordinates."""
+        shape = coords.shape
+        if len(shape) == 2:
+            if self.kernel_size != 1:
+                raise ValueError(
+                    f'ConvINR with kernel_size={self.kernel_size} sees neighbours and needs a grid '
+                    f'(H, W, {self.in_features}), got a list of points {tuple(shape)}'
+                )
+            coords = coords.unsqueeze(1)
+        maps = coords.reshape(-1, *coords.shape[-3:]).movedim(-1, 1).to(self.head.weight.dtype)
+        for layer in self.layers:
+            maps = layer(maps)
+        return self.head(maps).movedim(1, -1).reshape(*shape[:-1], self.out_features)
+
+    def set_condition(self, condition: Tensor) -> None:
+        """Describe the signal to every layer that takes a description, see :class:`mmext.ConditionedConv2d`."""
+        for module in self.modules():
+            if isinstance(module, ConditionedConv2d):
+                module.set_condition(condition)
+
+    def switch_to_deploy(self) -> None:
+        """Fold every layer, and every batch norm, into plain convolutions, and set eval mode; doing it twice changes nothing.
+
+        Freeze the statistics of the grid first (``freeze_stats``).
+        """
+        self.eval()
+        fold(self, fuse_bn=True)
+        # An Identity stands where a norm was.
+        kept = ([part for part in layer if not isinstance(part, nn.Identity)] for layer in self.layers)
+        self.layers = nn.ModuleList(nn.Sequential(*parts) for parts in kept)
+
+
+def _conv_cfg(reparam: str | dict | None) -> dict:
+    if reparam is None:
+        return dict(type='Conv2d')
+    cfg = dict(type=reparam) if isinstance(reparam, str) else reparam
+    if isinstance(cfg['type'], str) and cfg['type'] in REPARAMS:
+        return {**REPARAMS[cfg['type']], **{k: v for k, v in cfg.items() if k != 'type'}}
+    if isinstance(reparam, str):
+        raise ValueError(f'ConvINR knows reparam {sorted(REPARAMS)} or a config of a conv layer, got {reparam!r}')
+    return cfg

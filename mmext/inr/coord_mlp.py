@@ -1,0 +1,124 @@
+"""The multi-layer perceptron over coordinates, with its encodings, activations and norms as parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmcv.cnn import build_activation_layer
+from torch import Tensor, nn
+
+from mmext.blocks.build import accepts, component
+from mmext.inr.base import CoordNetwork, build_position_norm
+from mmext.registry import MODELS
+
+__all__ = ['CoordMLP']
+
+
+@MODELS.register_module()
+class CoordMLP(CoordNetwork):
+    r"""A perceptron from coordinates to values, each hidden layer a linear map, a norm and an activation.
+
+    .. math:: z_0 = \mathrm{encode}(p), \qquad z_l = \phi(\mathrm{norm}(W_l z_{l-1} + b_l)), \qquad y = W z_L + b
+
+    The defaults are the 28 x 10 network of Cai et al., arXiv 2407.17834, which learns high frequencies late; each of a
+    positional encoding, a norm (BN, LN, :class:`mmext.GlobalNorm`, :class:`mmext.CrossNorm`) and a periodic activation
+    (:class:`mmext.SineActivation`, :class:`mmext.GaussianActivation`, :class:`mmext.WaveletActivation`) lets it learn them
+    sooner.
+
+    Args:
+        in_features: d, the number of coordinates.
+        out_features: Values per position.
+        width: Outputs of each hidden layer. A complex activation gets :math:`\lfloor\mathrm{width}/\sqrt 2\rfloor`.
+        depth: Number of hidden layers, the first one included.
+        encoding: Config of the encoding, None for the bare coordinates.
+        act_cfg: Any registered activation. One with a method ``init_linear`` draws the weights of its layer; behind all
+            others they are torch's defaults.
+        norm_cfg: Norm in each hidden layer, None for none; ``'BN'`` is batch norm over the positions.
+        norm_position: ``'pre'``: before the activation; ``'post'``: after it.
+        norm_last: Also normalise the output. The released batch norm networks have none there; the parameter counts of
+            the published results fit networks with one.
+        init_cfg: As in mmengine.
+
+    Shape:
+        (..., d) to (..., out_features): lists of points, grids, and batches of them; a norm takes all together.
+
+    Raises:
+        ValueError: If ``norm_position`` is unknown, ``depth`` is below 1, the encoding takes another number of coordinates,
+            or a complex activation is combined with a norm.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 2,
+        out_features: int = 3,
+        width: int = 28,
+        depth: int = 10,
+        encoding: dict | None = None,
+        act_cfg: dict = dict(type='ReLU'),  # noqa: B006
+        norm_cfg: dict | None = None,
+        norm_position: str = 'pre',
+        norm_last: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, init_cfg)
+        if norm_position not in ('pre', 'post'):
+            raise ValueError(f"CoordMLP needs norm_position 'pre' or 'post', got {norm_position=}")
+        if depth < 1:
+            raise ValueError(f'CoordMLP needs one hidden layer at least, got {depth=}')
+        self.norm_position = norm_position
+        encoding = {'type': 'mmext.IdentityEncoding', 'in_features': in_features, **(encoding or {})}
+        # Any, because torch does not tell what attributes a module has.
+        self.encoding: Any = MODELS.build(encoding)
+        if self.encoding.in_features != in_features:
+            raise ValueError(
+                f'CoordMLP has {in_features=} and an encoding of {self.encoding.in_features} coordinates; give the number '
+                'to the network only'
+            )
+        activation = component(act_cfg)
+        self.complex_valued = getattr(activation, 'complex_valued', False)
+        if self.complex_valued and norm_cfg is not None:
+            raise ValueError(
+                f'CoordMLP has no norm for the complex values of {activation.__name__}; pass norm_cfg=None'
+            )
+        self.width = int(width / 2**0.5) if self.complex_valued else width
+
+        self.linears: Any = nn.ModuleList()
+        self.norms: Any = nn.ModuleList()
+        self.activations: Any = nn.ModuleList()
+        features = self.encoding.out_features
+        for index in range(depth):
+            # What enters the first layer is real.
+            dtype = torch.cfloat if self.complex_valued and index else None
+            self.linears.append(nn.Linear(features, self.width, dtype=dtype))
+            self.norms.append(build_position_norm(norm_cfg, self.width, -1) if norm_cfg else nn.Identity())
+            first = dict(first=True) if index == 0 and accepts(activation, 'first') else {}
+            self.activations.append(build_activation_layer({**act_cfg, **first}))
+            features = self.width
+        self.head = nn.Linear(features, out_features, dtype=torch.cfloat if self.complex_valued else None)
+        self.last_norm = build_position_norm(norm_cfg, out_features, -1) if norm_cfg and norm_last else nn.Identity()
+        self._init_linears()
+
+    def _init_linears(self) -> None:
+        last = self.activations[-1]
+        for index, (linear, act) in enumerate(zip([*self.linears, self.head], [*self.activations, last], strict=True)):
+            if hasattr(act, 'init_linear'):
+                act.init_linear(linear, first=index == 0)
+            else:
+                linear.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for module in (self.encoding, *self.norms, *self.activations, self.last_norm):
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+        self._init_linears()
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Evaluate the network at ``coords``, (..., d)."""
+        features = self.encoding(coords.reshape(-1, self.in_features)).to(self.linears[0].weight.dtype)
+        for linear, norm, act in zip(self.linears, self.norms, self.activations, strict=True):
+            features = linear(features)
+            features = act(norm(features)) if self.norm_position == 'pre' else norm(act(features))
+        values = self.last_norm(self.head(features))
+        values = values.real if self.complex_valued else values
+        return values.view(*coords.shape[:-1], self.out_features)

@@ -1,0 +1,156 @@
+"""Norms over all positions of a forward pass, and how their statistics are frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ['PositionNorm', 'freeze_stats']
+
+
+class PositionNorm(nn.Module):
+    """The part that the norms of coordinate networks share.
+
+    The input is seen as a matrix of N positions and C channels. In training its own statistics are used; in eval mode too,
+    until they are frozen, as the released networks do. Frozen statistics make the output at a position independent of which
+    others are evaluated with it. They are buffers that exist, and are saved, only while they are frozen; ``train()`` forgets
+    them, because they belong to the weights that they were measured with.
+
+    Statistics and normalisation are computed in float32 for a half precision input: a column sum over a few ten thousand
+    positions is infinite in float16.
+
+    A subclass names its statistics and defines :meth:`measure` and :meth:`normalise`.
+
+    Args:
+        num_features: C.
+        eps: Added to the variance.
+        divisor: ``'official'`` or ``'exact'``, see the subclass.
+        channel_dim: Where the channels are: -1 for lists and grids of positions, 1 for maps (N, C, H, W), as in
+            ``norm_cfg`` of a convolutional network.
+
+    Raises:
+        ValueError: If ``divisor`` is unknown.
+    """
+
+    statistics: tuple[str, ...] = ()
+
+    def __init__(self, num_features: int, eps: float = 1e-5, divisor: str = 'official', channel_dim: int = -1) -> None:
+        super().__init__()
+        if divisor not in ('official', 'exact'):
+            raise ValueError(f"{type(self).__name__} needs divisor 'official' or 'exact', got {divisor=}")
+        self.num_features = num_features
+        self.eps = eps
+        self.divisor = divisor
+        self.channel_dim = channel_dim
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        for name in self.statistics:
+            self.register_buffer(name, None)
+
+    def reset_parameters(self) -> None:
+        """Set the affine map to the identity and forget frozen statistics."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.unfreeze()
+
+    def measure(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the statistics of ``rows``, (N, C), in the order of ``statistics``."""
+        raise NotImplementedError
+
+    def normalise(self, rows: Tensor, *statistics: Tensor) -> Tensor:
+        """Normalise ``rows``, (N, C), and apply the affine map."""
+        raise NotImplementedError
+
+    def normalise_itself(self, rows: Tensor) -> Tensor:
+        """Normalise ``rows`` with their own statistics."""
+        return self.normalise(rows, *self.measure(rows))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether statistics are frozen."""
+        return self._buffers[self.statistics[0]] is not None
+
+    @torch.no_grad()
+    def freeze(self, x: Tensor) -> None:
+        """Measure ``x`` and use its statistics in eval mode from now on."""
+        for name, value in zip(self.statistics, self.measure(self._rows(x)), strict=True):
+            setattr(self, name, value)
+
+    def unfreeze(self) -> None:
+        """Forget frozen statistics."""
+        for name in self.statistics:
+            setattr(self, name, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``, whose axis ``channel_dim`` has C entries."""
+        rows = self._rows(x)
+        if self.frozen and not self.training:
+            rows = self.normalise(rows, *(getattr(self, name).to(rows.dtype) for name in self.statistics))
+        else:
+            rows = self.normalise_itself(rows)
+        shape = x.movedim(self.channel_dim, -1).shape
+        return rows.to(x.dtype).view(shape).movedim(-1, self.channel_dim)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        rows = x.movedim(self.channel_dim, -1).reshape(-1, self.num_features)
+        return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+
+    def train(self, mode: bool = True) -> PositionNorm:
+        if mode:
+            self.unfreeze()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.statistics if f'{prefix}weight' in state_dict else ():
+            saved = state_dict.get(f'{prefix}{name}')
+            # Storage of the right shape for a saved statistic, and none where none was saved.
+            setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.weight.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f'{self.num_features}, eps={self.eps}, divisor={self.divisor!r}, channel_dim={self.channel_dim}'
+
+
+@torch.no_grad()
+def freeze_stats(model: nn.Module, *inputs: Tensor) -> nn.Module:
+    """Give every norm of ``model`` the exact statistics of one forward pass, and set the model to eval mode.
+
+    Afterwards the model computes in eval mode, position by position, what it computes in training mode on all of ``inputs``
+    together. Batch norms are included: their running statistics become those of this pass, with the variance divided by
+    the number of positions, where torch's moving average divides by one less.
+
+    Args:
+        model: Any module.
+        *inputs: The arguments of its forward pass, e.g. the whole grid.
+    """
+    counts: dict[_BatchNorm, int] = {}
+    hooks = []
+
+    def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if isinstance(module, PositionNorm):
+            module.freeze(args[0])
+        elif isinstance(module, _BatchNorm):
+            counts[module] = args[0].numel() // module.num_features
+
+    batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
+    momenta = [(m, m.momentum) for m in batch_norms]
+    for module in model.modules():
+        if isinstance(module, (PositionNorm, _BatchNorm)):
+            hooks.append(module.register_forward_pre_hook(watch))
+    model.train()
+    try:
+        for norm in batch_norms:
+            norm.momentum = 1.0
+        model(*inputs)
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+        for hook in hooks:
+            hook.remove()
+    for norm in batch_norms:
+        if norm in counts:
+            norm.get_buffer('running_var').mul_((counts[norm] - 1) / counts[norm])
+    return model.eval()
