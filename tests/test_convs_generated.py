@@ -13,7 +13,7 @@ from registered import ARGUMENTS, CONV, members
 from torch import nn
 
 from mmext.convs.generated import GeneratedConv2d
-from mmext.deploy import fold
+from mmext.deploy import export_onnx, fold
 from mmext.registry import MODELS
 
 FAMILY = sorted(n for n in members('convs') if isinstance(c := MODELS.get(n), type) and issubclass(c, GeneratedConv2d))
@@ -236,6 +236,13 @@ def test_traces_and_runs_on_the_meta_device(name):
         torch.testing.assert_close(traced(x), layer(x))
         shape = layer(x).shape
         assert layer.to('meta')(x.to('meta')).shape == shape
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_goes_to_onnx_as_it_is_deployed(name, tmp_path):
+    pytest.importorskip('onnxruntime')
+    deployed = fold(build(name).eval())
+    assert export_onnx(deployed, torch.randn(2, 8, 18, 18), tmp_path / 'layer.onnx') < 1e-4
 
 
 @pytest.mark.parametrize('name', FAMILY)

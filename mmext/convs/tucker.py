@@ -144,8 +144,7 @@ class TuckerConv2d(GeneratedConv2d):
     def _spatial_core(self) -> Tensor:
         """Return the core with its spatial factors multiplied in, (r1, r2, kh, kw)."""
         with self.full_precision():
-            spatial = torch.kron(self.factor_rows, self.factor_cols)
-            return (self.core.flatten(2) @ spatial.t()).unflatten(2, self.kernel_size)
+            return self.factor_rows @ self.core @ self.factor_cols.t()
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``, (N, in_channels, H, W): in three steps where that is cheaper, else with the whole kernel."""
