@@ -115,7 +115,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             error = export_onnx(folded, inputs, out.with_suffix('.onnx'))
         except RuntimeError as refusal:
-            raise cli.UsageError(f'no ONNX file: {refusal}') from refusal
+            reason = (str(refusal).strip().splitlines() or [type(refusal).__name__])[0].partition('. ')[0]
+            raise cli.UsageError(
+                f'checkpoint and config are written, but no ONNX file ({reason}); where a model pools to fixed sizes, as '
+                'PSPNet and UPerNet do, choose a --shape whose maps these divide, such as 192 192'
+            ) from refusal
         print(f'wrote {out.with_suffix(".onnx")}: onnxruntime differs by {error:.2e}')
 
 

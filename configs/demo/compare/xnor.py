@@ -1,0 +1,13 @@
+# After a ReLU every sign is +1: an activation that keeps them must stand before the binarised convolutions.
+_base_ = 'resnet.py'
+
+model = dict(
+    backbone=dict(
+        type='mmext.swap_layers',
+        model='ResNet',
+        rules=[
+            dict(match=r'layer\d\.\d\.conv', to=dict(type='mmext.XNORConv2d')),
+            dict(layer='ReLU', to=dict(type='PReLU')),
+        ],
+    )
+)
