@@ -6,7 +6,8 @@ folder=$1 python=$(realpath --no-symlinks "$2")
 shift 2
 rm -rf "$folder"
 mkdir -p "$folder"
-git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$folder"
+tar -cf - --exclude=./build --exclude='./.venv*' --exclude=./.git --exclude=./data --exclude=./work_dirs --exclude='*.so' \
+    --exclude='*.egg-info' --exclude=__pycache__ . | tar -xf - -C "$folder"
 cd "$folder"
 env "$@" "$python" setup.py -q build_ext --inplace
 OMP_NUM_THREADS=1 "$python" -m pytest -q -n 2 ${TESTS:-tests/test_ops_*.py tests/test_setup.py}
