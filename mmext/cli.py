@@ -22,6 +22,7 @@ __all__ = [
     'UsageError',
     'add_common_arguments',
     'build_runner',
+    'leave_group',
     'load_config',
     'parse',
     'read_config',
@@ -128,6 +129,13 @@ def _distribute_on_cpu(cfg: Config) -> None:
     print_log('no accelerator found: the processes run on the CPU, through gloo', 'current')
     wrapper = {'type': 'MMDistributedDataParallel', 'find_unused_parameters': cfg.get('find_unused_parameters', False)}
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+
+
+def leave_group() -> None:
+    """End the processes of a job together: one that exits while another still works can abort in gloo's threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def warn(message: str) -> None:

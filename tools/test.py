@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     runner = cli.build_runner(cfg)
     if args.out and cfg.get('default_scope') != 'mmseg':
         runner.test_evaluator.metrics.append(dump_class(cfg)(out_file_path=args.out))
-    return runner.test()
+    metrics = runner.test()
+    cli.leave_group()
+    return metrics
 
 
 def check_out(cfg: Config, out: Path, force: bool) -> None:

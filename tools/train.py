@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> Runner:
     choose_start(cfg, args.resume)
     runner = cli.build_runner(cfg)
     runner.train()
+    cli.leave_group()
     return runner
 
 
