@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -16,13 +16,28 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
+from mmext.convs.reparam import bn_affine
+from mmext.norms.position_norm import PositionNorm, frozen_names
 from mmext.registry import MODELS
 from mmext.surgery import build_wrapped, swap_layers, unwrapped
 
-__all__ = ['TensorMode', 'deploy', 'export_onnx', 'fold', 'folded', 'max_relative_error', 'outputs_of']
+__all__ = [
+    'TensorMode',
+    'deploy',
+    'example_inputs',
+    'export_onnx',
+    'fold',
+    'folded',
+    'folds_to_plain',
+    'fuse_affine',
+    'max_relative_error',
+    'norm_affine',
+    'outputs_of',
+]
 
 
 def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
@@ -33,8 +48,8 @@ def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
 
     Args:
         model: Any module; it should be in eval mode, whose computation is the one that is kept.
-        fuse_bn: Also fuse every batch norm into the convolution before it, by mmcv's ``fuse_conv_bn``; not behind a layer that
-            is cheaper unfolded.
+        fuse_bn: Also fuse every norm that :func:`norm_affine` knows into the convolution before it; not behind a layer that is
+            cheaper unfolded. A module with a method ``fuse_norms()`` fuses its own.
 
     Raises:
         RuntimeError: If the model holds layers whose computation depends on more than their weights (``cannot_fold`` says
@@ -57,15 +72,37 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
         )
 
 
+def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return the scale and shift, (C,) each, that a norm applies in eval mode, None where it is no such map.
+
+    Batch norms with running statistics are, and norms over positions that say so, see
+    :meth:`mmext.norms.PositionNorm.affine`.
+    """
+    if isinstance(norm, _BatchNorm):
+        return None if norm.running_mean is None else bn_affine(norm)
+    return norm.affine() if isinstance(norm, PositionNorm) else None
+
+
+@torch.no_grad()
+def fuse_affine(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor) -> None:
+    """Put a map of the layer's outputs, one scale and shift each, into its weight and bias."""
+    weight = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+    bias = shift if layer.bias is None else layer.bias * scale + shift
+    layer.weight, layer.bias = nn.Parameter(weight.to(layer.weight)), nn.Parameter(bias.to(layer.weight))
+
+
 def _fuse_norms(module: nn.Module) -> None:
     """Fuse as mmcv's ``fuse_conv_bn`` does, but leave the norm behind a layer that keeps generating its kernel."""
-    from mmcv.cnn import fuse_conv_bn
-
+    own = getattr(module, 'fuse_norms', None)
+    if callable(own):
+        own()
+        return
     conv = None
     for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            if conv is not None:
-                fuse_conv_bn(nn.Sequential(conv, child))  # changes the convolution in place
+        if isinstance(child, (_BatchNorm, PositionNorm)):
+            affine = None if conv is None else norm_affine(child)
+            if conv is not None and affine is not None:
+                fuse_affine(conv, *affine)
                 module._modules[name] = nn.Identity()
             conv = None
         elif isinstance(child, nn.Conv2d):
@@ -111,8 +148,8 @@ class TensorMode(nn.Module):
     This is what is compared before and after folding, and what exporters and compilers take.
 
     Args:
-        model: The model, of any host.
-        inputs: Images, (N, 3, H, W), whose number and size all later calls have.
+        model: The model, of any host, or one over coordinates.
+        inputs: Images, (N, 3, H, W), whose number and size all later calls have, or what :func:`example_inputs` gives.
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor) -> None:
@@ -141,6 +178,20 @@ class TensorMode(nn.Module):
         return tuple(_tensors(out))
 
 
+def example_inputs(model: nn.Module, height: int, width: int) -> Tensor:
+    """Return inputs to try ``model`` out on: what its own ``example_inputs(height, width)`` gives, else two images of noise.
+
+    A model over coordinates has that method, see :class:`mmext.SignalModel`.
+    """
+    if _takes_coordinates(model):
+        return model.example_inputs(height, width)  # type: ignore[operator]
+    return torch.randn(2, 3, height, width, generator=torch.Generator('cpu').manual_seed(0))
+
+
+def _takes_coordinates(model: nn.Module) -> bool:
+    return callable(getattr(model, 'example_inputs', None))
+
+
 def outputs_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """Run a host's model, or a bare component, without post-processing, and return all tensors that come out."""
     with torch.no_grad():
@@ -152,14 +203,15 @@ def export_onnx(model: nn.Module, inputs: Tensor, path: str | PathLike) -> float
 
     Args:
         model: A model in eval mode.
-        inputs: Images, (N, 3, H, W); the file is for this size, and any N where the model allows it.
+        inputs: Images, (N, 3, H, W); the file is for this size, and any N where the model allows it. For a model over
+            coordinates what :func:`example_inputs` gives, (1, H, W, d); the file is for any H and W.
         path: File to write.
 
     Returns:
         The relative error of onnxruntime's outputs against the model's own, see :func:`max_relative_error`.
 
     Raises:
-        RuntimeError: If onnx or onnxruntime is not installed.
+        RuntimeError: If onnx or onnxruntime is not installed, or the model computes with complex numbers.
     """
     try:
         import onnxruntime
@@ -168,6 +220,10 @@ def export_onnx(model: nn.Module, inputs: Tensor, path: str | PathLike) -> float
             f'the ONNX export needs onnx and onnxruntime ({error}); pip install onnx onnxruntime'
         ) from error
     function = TensorMode(model, inputs).eval()
+    expected = outputs_of(model, inputs)
+    if any(t.is_complex() for t in (*model.parameters(), *expected)):
+        raise RuntimeError(f'ONNX has no complex numbers, and {type(model).__name__} computes with them')
+    name, axes = ('coords', {1: 'height', 2: 'width'}) if _takes_coordinates(model) else ('images', {0: 'batch'})
     # The exporter by tracing is in every supported torch; newer ones must be told so, older ones do not know the word.
     by_tracing: dict[str, Any] = (
         dict(dynamo=False) if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
@@ -176,14 +232,14 @@ def export_onnx(model: nn.Module, inputs: Tensor, path: str | PathLike) -> float
         function,
         (inputs,),
         str(path),
-        input_names=['images'],
-        dynamic_axes={'images': {0: 'batch'}},
+        input_names=[name],
+        dynamic_axes={name: axes},
         opset_version=17,
         **by_tracing,
     )
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    outputs = [torch.from_numpy(o) for o in session.run(None, {'images': inputs.numpy()})]
-    return max_relative_error(outputs_of(model, inputs), outputs)
+    outputs = [torch.from_numpy(o) for o in session.run(None, {name: inputs.numpy()})]
+    return max_relative_error(expected, outputs)
 
 
 def _two_stages(model: Any, inputs: Tensor, samples: list) -> tuple:
@@ -216,20 +272,28 @@ def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
     errors = [
         float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))
         for a, b in zip(reference, other, strict=True)
-        if a.is_floating_point() and a.numel()
+        if _comparable(a)
     ]
     return float('inf') if any(e != e for e in errors) else max(errors, default=0.0)
 
 
+def _comparable(tensor: Tensor) -> bool:
+    return (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() > 0
+
+
 def deploy(
-    model_cfg: Mapping, state_dict: Mapping[str, Tensor], inputs: Tensor, fuse_bn: bool = False, tolerance: float = 1e-4
+    model_cfg: Mapping,
+    state_dict: Mapping[str, Tensor],
+    inputs: Tensor | Sequence[int],
+    fuse_bn: bool = False,
+    tolerance: float = 1e-4,
 ) -> tuple[nn.Module, nn.Module, dict, float]:
     """Build, load and fold a model, and find the config that builds the folded one.
 
     Args:
         model_cfg: The ``model`` of a config; its scope must be the default scope.
         state_dict: The trained weights; they must fit without a missing or unexpected key.
-        inputs: What both forms are compared on, (N, 3, H, W).
+        inputs: What both forms are compared on, or a size (H, W) of :func:`example_inputs`.
         fuse_bn: See :func:`fold`.
         tolerance: Largest relative error that counts as equal.
 
@@ -244,8 +308,9 @@ def deploy(
     model_cfg = _without_pretrained(model_cfg)
     trained = _build(model_cfg).eval()
     _load(trained, state_dict)
+    inputs = inputs if isinstance(inputs, Tensor) else example_inputs(trained, *inputs)
     reference = outputs_of(trained, inputs)
-    if not any(t.is_floating_point() and t.numel() for t in reference):
+    if not any(map(_comparable, reference)):
         raise RuntimeError(
             f"{type(trained).__name__} returns no tensors with mode='tensor', so that nothing can be compared; fold it with "
             'mmext.deploy.fold and compare what it predicts'
@@ -264,7 +329,7 @@ def deploy(
         if error <= tolerance:
             return trained, rebuilt, new_cfg, error
         failures.append(
-            f'the folded model differs from the trained one by {error:.2e} relative on random inputs, more than the '
+            f'the folded model differs from the trained one by {error:.2e} relative on test inputs, more than the '
             f'tolerance {tolerance:.0e}'
         )
     raise RuntimeError(
@@ -292,34 +357,64 @@ def _wrapped(cfg: Any, fuse_bn: bool) -> dict:
 
 
 def _by_component(model_cfg: Mapping, weights: Mapping[str, Tensor], fuse_bn: bool) -> dict:
-    """Return the config of the folded model: each component in stock form if that has the folded weights, else wrapped."""
-    stock = _stock_form(model_cfg)
-    built = {k: v.shape for k, v in _build(stock).state_dict().items()}
+    """Return the config of the folded model: each component in stock form if that has the folded weights, else wrapped.
+
+    Which norms were fused can depend on the weights, so that the stock form with all norms is tried as well.
+    """
+    stock, unfused = _stock_form(model_cfg, fuse_bn), _stock_form(model_cfg, False)
+    forms = [(form, _shapes(form, weights)) for form in ([stock] if stock == unfused else [stock, unfused])]
+    ours = {k: v.shape for k, v in weights.items()}
+    for form, shapes in forms:
+        if shapes == ours:
+            return form
     new_cfg = dict(stock)
     for name, component in model_cfg.items():
-        ours = {k: v.shape for k, v in weights.items() if k.startswith(f'{name}.')}
-        if ours and ours != {k: v for k, v in built.items() if k.startswith(f'{name}.')}:
-            new_cfg[name] = _wrapped(component, fuse_bn)
+        part = _part(ours, name)
+        if part and isinstance(component, (Mapping, list)):
+            fitting = (form[name] for form, shapes in forms if name in form and _part(shapes, name) == part)
+            new_cfg[name] = next(fitting, _wrapped(component, fuse_bn))
     return new_cfg
 
 
-def _stock_form(cfg: Any) -> Any:
-    """Return ``cfg`` without convolutions that fold to plain ones: neither as a ``conv_cfg`` nor put in by surgery."""
+def _shapes(cfg: Mapping, weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shapes of the state of the model that ``cfg`` builds, once it has loaded ``weights``."""
+    model = _build(cfg)
+    # A fresh norm has no frozen statistics, and takes those that are saved.
+    frozen = {k: weights[k].shape for k in frozen_names(model) if k in weights}
+    return {**{k: v.shape for k, v in model.state_dict().items()}, **frozen}
+
+
+def _part(shapes: Mapping[str, torch.Size], name: str) -> dict[str, torch.Size]:
+    return {k: v for k, v in shapes.items() if k.startswith(f'{name}.')}
+
+
+def _stock_form(cfg: Any, fuse_bn: bool) -> Any:
+    """Return ``cfg`` without layers that fold to plain ones.
+
+    These are convolutions, as a ``conv_cfg`` or put in by surgery, and what a component says itself: its class may define
+    ``deployed_cfg(cfg, fuse_bn)``, which returns the config of what folding makes of it.
+    """
     if isinstance(cfg, list):
-        return [_stock_form(c) for c in cfg]
+        return [_stock_form(c, fuse_bn) for c in cfg]
     if not isinstance(cfg, Mapping):
         return cfg
-    cfg = {k: None if k in ('conv_cfg', 'dcn') and _folds_to_plain(v) else _stock_form(v) for k, v in cfg.items()}
+    cfg = {
+        k: None if k in ('conv_cfg', 'dcn') and folds_to_plain(v) else _stock_form(v, fuse_bn) for k, v in cfg.items()
+    }
+    cls = _resolve(cfg)
+    if hasattr(cls, 'deployed_cfg'):
+        return cls.deployed_cfg(cfg, fuse_bn)
     if cfg.get('dcn', 0) is None and 'stage_with_dcn' in cfg:
         cfg['stage_with_dcn'] = (False,) * len(cfg['stage_with_dcn'])
-    if _resolve(cfg) is swap_layers:
-        cfg['rules'] = [rule for rule in cfg['rules'] if not _folds_to_plain(rule['to'])]
+    if cls is swap_layers:
+        cfg['rules'] = [rule for rule in cfg['rules'] if not folds_to_plain(rule['to'])]
         if not cfg['rules']:
             return unwrapped(cfg)
     return cfg
 
 
-def _folds_to_plain(cfg: Any) -> bool:
+def folds_to_plain(cfg: Any) -> bool:
+    """Tell whether ``cfg`` names a convolution of this pack that :func:`fold` replaces by a plain one."""
     cls = _resolve(cfg)
     return (
         isinstance(cls, type)

@@ -21,8 +21,9 @@ from torch import nn
 
 import mmext
 from mmext import cli
-from mmext.deploy import deploy, export_onnx, outputs_of
+from mmext.deploy import deploy, example_inputs, export_onnx, outputs_of
 from mmext.hooks.checkpoint_guard import read_checkpoint, state_dict_of
+from mmext.norms import PositionNorm
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,9 +32,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='the config that the model was trained with')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', help='checkpoint to write, OUT.pth; the config is written beside it as OUT.py')
-    parser.add_argument('--fuse-bn', action='store_true', help='also fuse batch norms into their convolutions')
     parser.add_argument(
-        '--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'), help='size of the test input'
+        '--fuse-bn',
+        action='store_true',
+        help='also fuse batch norms, and norms over positions where that is exact, into the layers beside them',
+    )
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        default=(128, 128),
+        metavar=('H', 'W'),
+        help='size of the test input, two images of noise, or the grid of a coordinate network',
     )
     parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference that is accepted')
     parser.add_argument('--onnx', action='store_true', help='also write OUT.onnx and compare it in onnxruntime')
@@ -62,6 +72,21 @@ def slow_on_cpu(model: nn.Module) -> int:
     return sum(m.groups == m.in_channels == m.out_channels and min(m.kernel_size) >= 15 for m in plain)
 
 
+def of_the_batch(model: nn.Module) -> int:
+    """Count the norms over positions that have no frozen statistics."""
+    return sum(isinstance(m, PositionNorm) and not m.frozen for m in model.modules())
+
+
+def why_no_onnx(model: nn.Module) -> str:
+    """Return what to do about a model that the exporter refuses."""
+    if hasattr(model, 'example_inputs'):
+        return 'a coordinate network is exported without mmext.WaveletActivation and operators on complex images'
+    return (
+        'where a model pools to fixed sizes, as PSPNet and UPerNet do, choose a --shape whose maps these divide, such as '
+        '192 192'
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, fold, compare and write."""
     args = parse_args(argv)
@@ -78,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    cli.choose_frequencies(cfg, args.checkpoint)
     checkpoint = read_checkpoint(args.checkpoint)
     state_dict = state_dict_of(checkpoint)
 
-    inputs = torch.randn(2, 3, *args.shape, generator=torch.Generator().manual_seed(0))
     try:
-        trained, folded, cfg.model, error = deploy(cfg.model, state_dict, inputs, args.fuse_bn, args.tolerance)
+        trained, folded, cfg.model, error = deploy(cfg.model, state_dict, args.shape, args.fuse_bn, args.tolerance)
     except RuntimeError as refusal:
         raise cli.UsageError(f'not deployed: {refusal}') from refusal
 
@@ -98,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.replace(partial, out)
 
     count = [sum(p.numel() for p in m.parameters()) for m in (trained, folded)]
+    inputs = example_inputs(folded, *args.shape)
     before, after = milliseconds([trained, folded], inputs)
     print(f'largest relative difference of the outputs: {error:.2e}')
     print(f'parameters: {count[0]:,} -> {count[1]:,}')
@@ -111,14 +137,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             'layout; for such a machine wrap the component in mmext.swap_layers with '
             "rules=[dict(depthwise=True, to=dict(type='mmext.DepthwiseConv2d'))], the same checkpoint loads"
         )
+    if unfrozen := of_the_batch(folded):
+        print(
+            f'{unfrozen} norms have no frozen statistics, so that the value at a position depends on which others are '
+            'evaluated with it; train with mmext.SignalHook, which saves them'
+        )
     if args.onnx:
         try:
             error = export_onnx(folded, inputs, out.with_suffix('.onnx'))
         except RuntimeError as refusal:
             reason = (str(refusal).strip().splitlines() or [type(refusal).__name__])[0].partition('. ')[0]
             raise cli.UsageError(
-                f'checkpoint and config are written, but no ONNX file ({reason}); where a model pools to fixed sizes, as '
-                'PSPNet and UPerNet do, choose a --shape whose maps these divide, such as 192 192'
+                f'checkpoint and config are written, but no ONNX file ({reason}); {why_no_onnx(folded)}'
             ) from refusal
         print(f'wrote {out.with_suffix(".onnx")}: onnxruntime differs by {error:.2e}')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mmext.blocks.build import accepts, component
 from mmext.norms.position_norm import freeze_stats
 
-__all__ = ['CoordNetwork', 'build_position_norm', 'full_precision']
+__all__ = ['CoordNetwork', 'build_position_norm', 'check_chosen', 'full_precision']
 
 
 class CoordNetwork(BaseModule):
@@ -65,3 +66,18 @@ def full_precision(tensor: Tensor) -> AbstractContextManager:
     """Return the context in which autocast is off on the device of ``tensor``."""
     # The meta device has no autocast to switch off.
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+
+
+def check_chosen(component: str, **arguments: Any) -> None:
+    """Refuse a frequency that is still to be chosen, see :func:`mmext.inr.select_frequencies`.
+
+    Raises:
+        ValueError: If an argument is the word or the config that asks for a choice.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, (str, Mapping)):
+            raise ValueError(
+                f'{component} is given {name}={value!r}, a choice that is made before it is built, from the spectrum of the '
+                'signal: train with tools/train.py and go on with the config that it writes into the work dir, or call '
+                'mmext.inr.select_frequencies'
+            )

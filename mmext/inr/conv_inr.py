@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmcv.cnn import build_activation_layer, build_conv_layer
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from mmext.blocks.build import accepts, component
 from mmext.convs.conditioned import ConditionedConv2d
 from mmext.convs.reparam import ReparamConv2d
-from mmext.deploy import fold
+from mmext.deploy import fold, folds_to_plain
 from mmext.inr.base import CoordNetwork, build_position_norm
+from mmext.inr.semantics import describe_image
 from mmext.registry import MODELS
 
 __all__ = ['ConvINR']
@@ -40,7 +42,8 @@ class ConvINR(CoordNetwork):
 
     - ``'structural'``: parallel branches with a batch norm each, :class:`mmext.convs.ReparamConv2d`;
     - ``'static'``: a learned convolution over the kernel itself, :class:`mmext.RefConv2d` with a basis that learns;
-    - ``'dynamic'``: a residual generated from a description of the signal, :class:`mmext.ConditionedConv2d`.
+    - ``'dynamic'``: a residual generated from a description of the signal, :class:`mmext.ConditionedConv2d`; what the signal
+      looks like is asked for by ``dict(type='dynamic', source='given', condition_dim=...)``.
 
     They replace the hidden layers; the last two start exactly at the plain network.
 
@@ -54,6 +57,7 @@ class ConvINR(CoordNetwork):
         act_cfg: Activation of the hidden layers.
         reparam: A name above, a config of a conv layer (with arguments; ``dict(type='structural', branches=...)`` changes
             those of a name), or None for plain convolutions.
+        semantics: Config of the encoder that :meth:`set_signal` uses, by default one without semantics.
         init_cfg: As in mmengine.
 
     Shape:
@@ -73,6 +77,7 @@ class ConvINR(CoordNetwork):
         norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
         act_cfg: dict = dict(type='ReLU'),  # noqa: B006
         reparam: str | dict | None = None,
+        semantics: Mapping[str, Any] = dict(type='mmext.SemanticEncoder'),
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(in_features, out_features, init_cfg)
@@ -81,6 +86,7 @@ class ConvINR(CoordNetwork):
         if depth < 1:
             raise ValueError(f'ConvINR needs one hidden layer at least, got {depth=}')
         self.kernel_size = kernel_size
+        self.semantics = dict(semantics)
         conv_cfg = _conv_cfg(reparam)
         # A layer that asks for a norm has one in each of its branches.
         own_norm = accepts(component(conv_cfg), 'norm_cfg')
@@ -113,16 +119,38 @@ class ConvINR(CoordNetwork):
                     f'(H, W, {self.in_features}), got a list of points {tuple(shape)}'
                 )
             coords = coords.unsqueeze(1)
-        maps = coords.reshape(-1, *coords.shape[-3:]).movedim(-1, 1).to(self.head.weight.dtype)
+        # Every step tells the exporters how many axes and channels there are.
+        grids = coords.reshape(-1, *coords.shape[-3:-1], self.in_features)
+        maps = grids.permute(0, 3, 1, 2).to(self.head.weight.dtype)
         for layer in self.layers:
             maps = layer(maps)
-        return self.head(maps).movedim(1, -1).reshape(*shape[:-1], self.out_features)
+        return self.head(maps).permute(0, 2, 3, 1).reshape(*shape[:-1], self.out_features)
 
     def set_condition(self, condition: Tensor) -> None:
         """Describe the signal to every layer that takes a description, see :class:`mmext.ConditionedConv2d`."""
         for module in self.modules():
             if isinstance(module, ConditionedConv2d):
                 module.set_condition(condition)
+
+    def set_signal(self, image: Tensor) -> None:
+        """Describe the signal by an image, (C, H, W) or several, in [0, 1], to the layers that ask what it looks like.
+
+        See :func:`mmext.inr.describe_image`; without such layers nothing is done.
+        """
+        layers = [m for m in self.modules() if isinstance(m, ConditionedConv2d) and m.source == 'given']
+        if layers:
+            condition = describe_image(self.semantics, image)
+            for layer in layers:
+                layer.set_condition(condition.to(layer.condition))
+
+    @staticmethod
+    def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
+        """Return the config of the network that :func:`mmext.deploy.fold` leaves where it fuses all norms."""
+        conv_cfg = _conv_cfg(cfg.get('reparam'))
+        in_branches = accepts(component(conv_cfg), 'norm_cfg')
+        if folds_to_plain(conv_cfg):
+            cfg = {k: v for k, v in cfg.items() if k not in ('reparam', 'semantics')}
+        return {**cfg, 'norm_cfg': None} if fuse_bn or in_branches else dict(cfg)
 
     def switch_to_deploy(self) -> None:
         """Fold every layer, and every batch norm, into plain convolutions, and set eval mode; doing it twice changes nothing.

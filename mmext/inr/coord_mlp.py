@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from mmext.blocks.build import accepts, component
+from mmext.deploy import fuse_affine, norm_affine
 from mmext.inr.base import CoordNetwork, build_position_norm
 from mmext.registry import MODELS
 
@@ -122,3 +124,29 @@ class CoordMLP(CoordNetwork):
         values = self.last_norm(self.head(features))
         values = values.real if self.complex_valued else values
         return values.view(*coords.shape[:-1], self.out_features)
+
+    @torch.no_grad()
+    def fuse_norms(self) -> None:
+        """Fuse the norms that are affine maps in eval mode into the linear maps beside them, for :func:`mmext.deploy.fold`.
+
+        These are batch norms, and :class:`mmext.GlobalNorm` with frozen statistics. All others take statistics of what they
+        normalise, and stay.
+        """
+        for index, (norm, following) in enumerate(zip(self.norms, [*self.linears[1:], self.head], strict=True)):
+            if (affine := norm_affine(norm)) is None:
+                continue
+            if self.norm_position == 'pre':
+                fuse_affine(self.linears[index], *affine)
+            else:
+                scale, shift = affine
+                following.bias += (following.weight @ shift).to(following.bias)
+                following.weight *= scale
+            self.norms[index] = nn.Identity()
+        if (affine := norm_affine(self.last_norm)) is not None:
+            fuse_affine(self.head, *affine)
+            self.last_norm = nn.Identity()
+
+    @staticmethod
+    def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
+        """Return the config of the network that :func:`mmext.deploy.fold` leaves where it fuses all norms."""
+        return {k: v for k, v in cfg.items() if not fuse_bn or k not in ('norm_cfg', 'norm_position', 'norm_last')}

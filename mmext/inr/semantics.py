@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmext.registry import MODELS
 
-__all__ = ['RandomPyramid', 'SemanticEncoder']
+__all__ = ['RandomPyramid', 'SemanticEncoder', 'describe_image']
 
 # Of ImageNet, which the backbones are trained with.
 MEAN = (0.485, 0.456, 0.406)
@@ -121,3 +121,18 @@ class SemanticEncoder(nn.Module):
         elif isinstance(maps, Tensor):
             maps = [maps]
         return torch.cat([m.mean((2, 3)) for m in maps], dim=1).mean(0)
+
+
+def describe_image(encoder_cfg: Mapping[str, Any], image: Tensor) -> Tensor:
+    """Return the description of an image, (C, H, W) or several, in [0, 1], by an encoder that is built for this call only.
+
+    For an inverse problem pass a first reconstruction, not the truth.
+
+    Args:
+        encoder_cfg: Config of a :class:`mmext.SemanticEncoder`.
+        image: The image.
+    """
+    # What an untrained encoder draws must not change what the training draws after it.
+    with torch.random.fork_rng([]):
+        encoder: Any = MODELS.build(dict(encoder_cfg)).to(image.device)
+    return encoder(image)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.convs.conditioned import standardised
-from mmext.inr.base import CoordNetwork
+from mmext.inr.base import CoordNetwork, full_precision
+from mmext.inr.semantics import describe_image
 from mmext.registry import MODELS
 
 __all__ = ['SPW']
@@ -109,22 +110,20 @@ class SPW(CoordNetwork):
         self.condition.copy_(standardised(condition))
 
     def set_signal(self, image: Tensor) -> None:
-        """Describe the signal by an image, (C, H, W) or several, in [0, 1].
-
-        The encoder is built for this call only. For an inverse problem pass a first reconstruction, not the truth.
-        """
-        # What an untrained encoder draws must not change what the training draws after it.
-        with torch.random.fork_rng([]):
-            encoder = MODELS.build(self.semantics).to(image.device)
-        self.set_condition(encoder(image).to(self.condition))
+        """Describe the signal by an image, (C, H, W) or several, in [0, 1], see :func:`mmext.inr.describe_image`."""
+        self.set_condition(describe_image(self.semantics, image).to(self.condition))
+        if hasattr(self.network, 'set_signal'):
+            self.network.set_signal(image)
 
     def generated_weights(self) -> dict[str, Tensor]:
         """Return the weights that the network computes with, by the names of its parameters."""
-        hidden = self.condition if self.trunk is None else F.relu(self.trunk(self.condition))
-        return {
-            f'{name}.weight': self.network.get_submodule(name).weight + head(hidden)
-            for name, head in zip(self.names, self.heads, strict=True)
-        }
+        # Under autocast, too, these must be the weights that are kept.
+        with full_precision(self.condition):
+            hidden = self.condition if self.trunk is None else F.relu(self.trunk(self.condition))
+            return {
+                f'{name}.weight': self.network.get_submodule(name).weight + head(hidden)
+                for name, head in zip(self.names, self.heads, strict=True)
+            }
 
     def forward(self, coords: Tensor) -> Tensor:
         """Evaluate the network with generated weights."""
@@ -137,6 +136,11 @@ class SPW(CoordNetwork):
         for name, weight in self.generated_weights().items():
             network.get_parameter(name).copy_(weight)
         return network.train(self.training)
+
+    @staticmethod
+    def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> Mapping[str, Any]:
+        """Return the config of the network that is left; :mod:`mmext.deploy` has gone through it already."""
+        return cfg['network']
 
 
 class _Head(nn.Module):

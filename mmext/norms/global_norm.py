@@ -41,7 +41,7 @@ class GlobalNorm(PositionNorm):
     _abbr_ = 'global_norm'
 
     def measure(self, rows: Tensor) -> tuple[Tensor, ...]:
-        var, mean = torch.var_mean(rows, correction=1 if self.divisor == 'official' else 0)
+        var, mean = torch.var_mean(rows, (0, 1), unbiased=self.divisor == 'official')
         return mean, var
 
     def normalise(self, rows: Tensor, *statistics: Tensor) -> Tensor:
@@ -49,7 +49,18 @@ class GlobalNorm(PositionNorm):
         scale = self.weight.to(rows.dtype) * (var + self.eps).rsqrt()
         return torch.addcmul(self.bias.to(rows.dtype), rows - mean, scale)
 
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """Return the map that the norm is while its statistics are frozen, None otherwise."""
+        if not self.frozen:
+            return None
+        mean, var = (self.get_buffer(name) for name in self.statistics)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return scale, self.bias - mean * scale
+
     def normalise_itself(self, rows: Tensor) -> Tensor:
+        if torch.jit.is_tracing():
+            # No exporter knows batch norm with statistics of the batch.
+            return self.normalise(rows, *self.measure(rows))
         # A batch norm of one channel, whose derivative is one fused kernel; it divides by the number of entries.
         share = (rows.numel() - 1) / rows.numel() if self.divisor == 'official' else 1.0
         normed = F.batch_norm(rows.reshape(1, 1, -1), None, None, training=True, eps=self.eps * share).view_as(rows)

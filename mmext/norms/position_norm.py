@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['PositionNorm', 'freeze_stats']
+__all__ = ['PositionNorm', 'freeze_stats', 'frozen_names']
 
 
 class PositionNorm(nn.Module):
@@ -73,6 +73,10 @@ class PositionNorm(nn.Module):
         """Whether statistics are frozen."""
         return self._buffers[self.statistics[0]] is not None
 
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """Return the scale and shift, (C,) each, that the norm applies in eval mode, None where it is no such map."""
+        return None
+
     @torch.no_grad()
     def freeze(self, x: Tensor) -> None:
         """Measure ``x`` and use its statistics in eval mode from now on."""
@@ -86,16 +90,23 @@ class PositionNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, whose axis ``channel_dim`` has C entries."""
+        order = self._order(x)
         rows = self._rows(x)
         if self.frozen and not self.training:
             rows = self.normalise(rows, *(getattr(self, name).to(rows.dtype) for name in self.statistics))
         else:
             rows = self.normalise_itself(rows)
-        shape = x.movedim(self.channel_dim, -1).shape
-        return rows.to(x.dtype).view(shape).movedim(-1, self.channel_dim)
+        rows = rows.to(x.dtype).view([x.shape[axis] for axis in order])
+        return rows.permute([order.index(axis) for axis in range(x.ndim)])
+
+    def _order(self, x: Tensor) -> list[int]:
+        """Return the axes of ``x`` with that of the channels last; named one by one, as exporters need them."""
+        order = list(range(x.ndim))
+        order.append(order.pop(self.channel_dim))
+        return order
 
     def _rows(self, x: Tensor) -> Tensor:
-        rows = x.movedim(self.channel_dim, -1).reshape(-1, self.num_features)
+        rows = x.permute(self._order(x)).reshape(-1, self.num_features)
         return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
     def train(self, mode: bool = True) -> PositionNorm:
@@ -112,6 +123,16 @@ class PositionNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.num_features}, eps={self.eps}, divisor={self.divisor!r}, channel_dim={self.channel_dim}'
+
+
+def frozen_names(model: nn.Module) -> set[str]:
+    """Return the names in the state of ``model`` that frozen statistics have, or would have."""
+    return {
+        f'{prefix}.{name}'.lstrip('.')
+        for prefix, module in model.named_modules()
+        if isinstance(module, PositionNorm)
+        for name in module.statistics
+    }
 
 
 @torch.no_grad()

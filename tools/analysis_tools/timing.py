@@ -31,6 +31,7 @@ def interleave(contenders: dict[str, Callable], rounds: int, seconds: float = 0.
     return {name: dict(min=min(t), median=statistics.median(t)) for name, t in times.items()}
 
 
+@torch.no_grad()
 def check(name: str, got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
     """Stop the benchmark if a contender does not compute what it should."""
     error = float((got.double() - exact).norm() / exact.norm())
