@@ -85,12 +85,14 @@ OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS, 'optim')
 # Per-parameter options (learning rate, decay) by rule.
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 # Hooks of the training loop.
-HOOKS = _child('hook', root.HOOKS, 'hooks')
+HOOKS = _child('hook', root.HOOKS, 'hooks', 'inr')
 # What the weights of a model start from (``init_cfg``).
 WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS, 'inits')
 # Data.
-DATASETS = _child('dataset', root.DATASETS, 'datasets')
+DATASETS = _child('dataset', root.DATASETS, 'datasets', 'inr')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'datasets')
+# What the evaluator computes.
+METRICS = _child('metric', root.METRICS, 'inr')
 
 #: Every registry of the pack, by kind; tests and the doctor walk over it.
 ALL = {
@@ -104,5 +106,6 @@ ALL = {
         WEIGHT_INITIALIZERS,
         DATASETS,
         TRANSFORMS,
+        METRICS,
     )
 }

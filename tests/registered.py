@@ -42,6 +42,8 @@ ARGUMENTS = {name: CONV for name in members('convs')} | {
     'SAGDOptimWrapper': dict(optimizer=OPTIMIZER),
     'SEPC': PYRAMID,
     'SPW': dict(network=dict(type='mmext.CoordMLP', width=6, depth=2), trunk_dim=8),
+    'SignalDataset': dict(image='camera', size=16),
+    'SignalModel': dict(network=dict(type='mmext.CoordMLP', width=6, depth=2)),
     'SPDConv2d': dict(CONV, stride=2),
     'ShiftwiseConv2d': dict(CONV, kernel_size=7, groups=8),
     'WeightedConv2d': dict(CONV, density=0.7, trainable=True),

@@ -19,9 +19,17 @@ COMPONENTS = {name: component for registry in ALL.values() for name, component i
 OURS = {
     'CheckpointGuardHook',
     'DepthwiseConv2d',
+    'Downsampling',
+    'IdentityOperator',
     'LayerOptionsConstructor',
     'PairHead',
     'ProjectionHook',
+    'RadonOperator',
+    'ReconstructionMetric',
+    'SignalDataset',
+    'SignalHook',
+    'SignalModel',
+    'SignalPictureHook',
     'folded',
     'swap_layers',
 }

@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from mmext.norms.position_norm import frozen_names
 from mmext.registry import HOOKS
 
 __all__ = ['CheckpointError', 'CheckpointGuardHook', 'newest_loadable', 'read_checkpoint', 'state_dict_of', 'unwrap']
@@ -138,6 +139,8 @@ def _compare(saved: dict[str, Tensor], model: nn.Module, what: str, logger: logg
     takers = {p for p in takers if not any(k in saved for k in own if k.startswith(p) and k != f'{p}bias')}
     own = {k: v for k, v in own.items() if not any(k.startswith(p) and k != f'{p}bias' for p in takers)}
     own |= {f'{p}weight': saved[f'{p}weight'] for p in takers}
+    # Norms over positions have statistics only while they are frozen, and take saved ones.
+    own |= {k: saved[k] for k in frozen_names(model) if k in saved}
     loaded = [k for k in own if k in saved and _fits(saved[k], own[k])]
     missing = [k for k in own if k not in saved and not k.endswith('num_batches_tracked')]
     unexpected = [k for k in saved if k not in own]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmext.inr.base import check_chosen
 from mmext.registry import MODELS
 
 __all__ = ['GaussianActivation', 'SineActivation', 'WaveletActivation']
@@ -34,6 +35,7 @@ class SineActivation(nn.Module):
         self, w0: float = 30.0, first_w0: float | None = None, bias_init: str = 'default', first: bool = False
     ) -> None:
         super().__init__()
+        check_chosen('SineActivation', first_w0=first_w0)
         if bias_init not in ('default', 'weight'):
             raise ValueError(f"SineActivation needs bias_init 'default' or 'weight', got {bias_init=}")
         self.hidden_w0 = w0

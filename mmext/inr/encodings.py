@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmext.inr.base import check_chosen
 from mmext.registry import MODELS
 
 __all__ = ['FourierFeatures', 'IdentityEncoding', 'PositionalEncoding']
@@ -57,6 +58,7 @@ class PositionalEncoding(nn.Module):
         self, in_features: int = 2, num_octaves: int = 10, include_input: bool = True, order: str = 'function'
     ) -> None:
         super().__init__()
+        check_chosen('PositionalEncoding', num_octaves=num_octaves)
         if order not in ('function', 'axis'):
             raise ValueError(f"PositionalEncoding needs order 'function' or 'axis', got {order=}")
         if num_octaves < (0 if include_input else 1):
@@ -106,6 +108,7 @@ class FourierFeatures(nn.Module):
         self, in_features: int = 2, num_frequencies: int = 128, sigma: float = 1.0, seed: int | None = None
     ) -> None:
         super().__init__()
+        check_chosen('FourierFeatures', sigma=sigma)
         self.in_features = in_features
         self.out_features = 2 * num_frequencies
         self.sigma = sigma

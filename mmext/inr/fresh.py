@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmext.inr.grid import coordinate_grid
-from mmext.registry import MODELS
+from mmext.registry import DATASETS, MODELS
 
-__all__ = ['FRESH_GRIDS', 'diagonal_spectrum', 'select_frequencies', 'spectral_distance']
+__all__ = [
+    'FRESH_GRIDS',
+    'Request',
+    'diagonal_spectrum',
+    'requests',
+    'select_frequencies',
+    'settle',
+    'spectral_distance',
+]
 
 #: Which argument sets the frequencies of an encoding or activation, and the values to try (for octaves, ours).
 FRESH_GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -21,6 +33,9 @@ FRESH_GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     'mmext.FourierFeatures': ('sigma', tuple(range(1, 21))),
     'mmext.PositionalEncoding': ('num_octaves', tuple(range(1, 11))),
 }
+
+#: Arguments of a coordinate network that may have frequencies.
+PARTS = ('encoding', 'act_cfg')
 
 
 def diagonal_spectrum(image: Tensor, crop: int | None = 64, fold: bool = False) -> Tensor:
@@ -73,8 +88,12 @@ def select_frequencies(
 
     Kania et al., *FreSh: Frequency Shifting for Accelerated Neural Representation Learning*, 2024, arXiv 2410.05050.
 
-    What is chosen is the argument in :data:`FRESH_GRIDS` of the config's encoding, or else of its activation. Networks of
-    every candidate are drawn from the same seed; nothing is trained, and the global random state is as before.
+    What is chosen is the argument in :data:`FRESH_GRIDS` of the config's encoding or activation, of the one that asks for it
+    by the value ``'fresh'``, else of the encoding if that has one. Networks of every candidate are drawn from the same seed;
+    nothing is trained, and the global random state is as before.
+
+    In the config of a run, the value ``'fresh'``, or ``dict(type='fresh', candidates=..., num_inits=...)`` with the arguments
+    below, makes ``tools/train.py`` choose; what it chose is in the config and in the checkpoints that it writes.
 
     Args:
         cfg: Config of a coordinate network, with ``encoding`` or ``act_cfg``.
@@ -91,7 +110,8 @@ def select_frequencies(
     Raises:
         ValueError: If neither the encoding nor the activation has frequencies to choose.
     """
-    part = next((p for p in ('encoding', 'act_cfg') if (cfg.get(p) or {}).get('type') in FRESH_GRIDS), None)
+    part = next((p for p in PARTS if _asks(cfg.get(p))), None)
+    part = part or next((p for p in PARTS if (cfg.get(p) or {}).get('type') in FRESH_GRIDS), None)
     if part is None:
         raise ValueError(
             f'select_frequencies needs an encoding or an act_cfg of type {sorted(FRESH_GRIDS)}, got '
@@ -113,6 +133,91 @@ def select_frequencies(
                 found += spectral_distance(wanted, diagonal_spectrum(network(coords).movedim(-1, 0), crop, fold))
             distances[value] = found / num_inits
     return _with(cfg, part, argument, min(distances, key=lambda v: distances[v])), distances
+
+
+class Request(NamedTuple):
+    """A place in a config that asks for a choice.
+
+    Args:
+        path: Keys that lead to the config of the network.
+        part: ``'encoding'`` or ``'act_cfg'``.
+        argument: The argument of that part.
+        options: Arguments of :func:`select_frequencies`.
+    """
+
+    path: tuple[str, ...]
+    part: str
+    argument: str
+    options: dict[str, Any]
+
+
+def requests(cfg: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Request]:
+    """Find the networks in a model's config whose frequencies are to be chosen."""
+    for key, value in cfg.items():
+        if not isinstance(value, Mapping):
+            continue
+        if key in PARTS and _asks(value):
+            argument, _ = FRESH_GRIDS[value['type']]
+            asked = value[argument]
+            options = {} if isinstance(asked, str) else {k: v for k, v in asked.items() if k != 'type'}
+            yield Request(path, key, argument, options)
+        yield from requests(value, (*path, key))
+
+
+def settle(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Choose the frequencies that the config of a run asks for, and write them into the config.
+
+    Args:
+        cfg: The config, with a :class:`mmext.SignalModel` and its training data. In an inverse problem the spectrum is that of
+            the classical reconstruction: the truth is not known.
+        checkpoint: One of the same run, whose choice is taken over instead.
+
+    Returns:
+        What was chosen, by the dotted names of the settings.
+
+    Raises:
+        ValueError: If the checkpoint's config does not tell.
+    """
+    chosen = {}
+    wanted = list(requests(cfg.model.to_dict(), ('model',)))
+    if checkpoint is None and wanted:
+        dataset: Any = DATASETS.build(cfg.train_dataloader.dataset)
+        sample = dataset[0]['data_samples']
+        operator: Any = MODELS.build(cfg.model.get('operator', dict(type='mmext.IdentityOperator')))
+        measured = sample.measurement if 'measurement' in sample else operator.measure(sample.target)
+        target = operator.view(measured, tuple(sample.size))
+    for path, part, argument, options in wanted:
+        key = '.'.join((*path, part, argument))
+        if checkpoint is None:
+            network, distances = select_frequencies(reduce(getitem, path, cfg), target, **options)
+            chosen[key] = network[part][argument]
+            table = ', '.join(f'{value:g}: {distance:.2f}' for value, distance in distances.items())
+            print_log(f'FreSh chose {key} = {chosen[key]:g} (spectral distances {table})', 'current')
+        else:
+            chosen[key] = _saved(checkpoint, key)
+    cfg.merge_from_dict(chosen)
+    return chosen
+
+
+def _saved(checkpoint: Mapping[str, Any], key: str) -> float:
+    value: Any = None
+    if text := (checkpoint.get('meta') or {}).get('cfg'):
+        value = Config.fromstring(text, '.py')
+        for name in key.split('.'):
+            value = value.get(name) if isinstance(value, (Mapping, Config)) else None
+    if not isinstance(value, (int, float)):
+        raise ValueError(
+            f'the config leaves {key} to be chosen from the signal, and the checkpoint does not tell what was chosen; pass '
+            'the config that the training wrote into its work dir'
+        )
+    return value
+
+
+def _asks(part: Mapping[str, Any] | None) -> bool:
+    if not part or part.get('type') not in FRESH_GRIDS:
+        return False
+    value = part.get(FRESH_GRIDS[part['type']][0])
+    return value == 'fresh' or (isinstance(value, Mapping) and value.get('type') == 'fresh')
 
 
 def _with(cfg: Mapping[str, Any], part: str, argument: str, value: float) -> dict:

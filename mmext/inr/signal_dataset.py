@@ -1,0 +1,144 @@
+"""The one signal of a coordinate network, as a data set."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmext.inr.grid import coordinate_grid
+from mmext.registry import DATASETS
+
+__all__ = ['PICTURES', 'SignalDataset', 'load_picture']
+
+#: Pictures inside scikit-image's wheel, which need no download: 512 x 512 in grey or colour unless said otherwise.
+PICTURES = {
+    'astronaut': 'astronaut.png',  # colour
+    'brick': 'brick.png',
+    'camera': 'camera.png',
+    'chelsea': 'chelsea.png',  # colour, 300 x 451
+    'coffee': 'coffee.png',  # colour, 400 x 600
+    'coins': 'coins.png',  # 303 x 384
+    'grass': 'grass.png',
+    'gravel': 'gravel.png',
+    'hubble': 'hubble_deep_field.jpg',  # colour, 872 x 1000
+    'moon': 'moon.png',
+    'page': 'page.png',  # 191 x 384
+    'phantom': 'phantom.png',  # Shepp and Logan's, 400 x 400
+    'retina': 'retina.jpg',  # colour, 1411 x 1411
+    'rocket': 'rocket.jpg',  # colour, 427 x 640
+    'text': 'text.png',  # 172 x 448
+}
+
+
+@DATASETS.register_module()
+class SignalDataset(Dataset):
+    """One picture with the grid of its positions, or one measurement of an unknown one (ours).
+
+    Args:
+        image: A name in :data:`PICTURES`, or the path of an image file; None if only a measurement is known.
+        size: (H, W), or one number for both; the picture is resized to it, smoothly. None keeps its size.
+        grey: Take the luminance of a picture in colour.
+        measurement: Path of a measurement, a ``.npy`` file with the shape that the operator returns. It takes the place of
+            one simulated from the picture.
+
+    Shape:
+        The item is ``inputs``, the grid (H, W, 2), and ``data_samples``, a ``BaseDataElement`` with ``target`` (H, W, C) in
+        [0, 1], ``measurement`` if there is one, and the metainfo ``signal``, a name, and ``size``.
+
+    Raises:
+        ValueError: If there is no such picture or file, or neither picture nor measurement are given, or a measurement is
+            given without picture and size.
+        ImportError: If Pillow or scikit-image is not installed.
+    """
+
+    def __init__(
+        self,
+        image: str | None = None,
+        size: int | Sequence[int] | None = None,
+        grey: bool = False,
+        measurement: str | None = None,
+    ) -> None:
+        shape = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
+        if image is None and (measurement is None or shape is None):
+            raise ValueError(
+                f'SignalDataset needs an image, or a measurement and the size of what was measured, got {measurement=} and '
+                f'{size=}; pictures that need no file are {", ".join(PICTURES)}'
+            )
+        values: dict[str, Tensor] = {}
+        if image is not None:
+            values['target'] = torch.from_numpy(load_picture(image, shape, grey))
+            shape = (values['target'].shape[0], values['target'].shape[1])
+        if measurement is not None:
+            values['measurement'] = torch.from_numpy(_load_array(measurement))
+        assert shape is not None  # for mypy; checked above
+        self.grid = coordinate_grid(*shape)
+        self.metainfo: dict[str, Any] = dict(signal=str(image if measurement is None else measurement), size=shape)
+        self.sample = BaseDataElement(metainfo=self.metainfo, **values)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in (0, -1):
+            raise IndexError(f'SignalDataset has one item, got the index {index}')
+        return dict(inputs=self.grid, data_samples=self.sample)
+
+
+def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = False) -> np.ndarray:
+    """Return a picture as (H, W, 1) or (H, W, 3) in [0, 1], float32; one whose three channels agree has one.
+
+    Args:
+        name: A name in :data:`PICTURES`, or a path.
+        size: (H, W) to resize it to, with a low pass before it is made smaller.
+        grey: Take the luminance of a picture in colour.
+
+    Raises:
+        ValueError: If there is no such picture.
+        ImportError: If Pillow or scikit-image is not installed.
+    """
+    for module, package in (('PIL', 'pillow'), ('skimage', 'scikit-image')):
+        if find_spec(module) is None:
+            raise ImportError(f'the pictures of coordinate networks need {package}; pip install {package}')
+    import skimage
+    from PIL import Image
+    from skimage.transform import resize
+
+    # The files are opened as such: skimage.data's functions may reach for the network.
+    path = Path(skimage.__file__).parent / 'data' / PICTURES[name] if name in PICTURES else Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(name, PICTURES, n=3, cutoff=0.0)
+        raise ValueError(
+            f'there is no picture {name!r}, neither a file nor one of those that come with scikit-image; the nearest of '
+            f'these are {", ".join(near)}'
+        )
+    with Image.open(path) as opened:
+        array = np.asarray(opened if opened.mode in ('1', 'L', 'I;16', 'I', 'F') else opened.convert('RGB'))
+    if array.dtype == bool:
+        array = array.astype(np.float64)
+    elif np.issubdtype(array.dtype, np.integer):
+        # Pillow opens 16 bit files as 32 bit integers.
+        array = array / (255.0 if array.dtype == np.uint8 else 65535.0)
+    array = array[..., None] if array.ndim == 2 else array
+    if (array == array[..., :1]).all():
+        array = array[..., :1]
+    elif grey:
+        array = array @ np.array([[0.2125], [0.7154], [0.0721]])  # scikit-image's weights
+    if size is not None and array.shape[:2] != tuple(size):
+        array = resize(array, (*size, array.shape[2]), anti_aliasing=True)
+    return np.ascontiguousarray(array, dtype=np.float32).clip(0, 1)
+
+
+def _load_array(path: str) -> np.ndarray:
+    if not Path(path).is_file():
+        raise ValueError(f'there is no measurement {path}; save the array with numpy.save')
+    array = np.load(path)
+    return array.astype(np.complex64 if np.iscomplexobj(array) else np.float32)

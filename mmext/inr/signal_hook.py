@@ -1,0 +1,71 @@
+"""What a run does for a coordinate network, besides training it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmext.hooks.checkpoint_guard import unwrap
+from mmext.registry import HOOKS
+
+__all__ = ['SignalHook']
+
+
+@HOOKS.register_module()
+class SignalHook(Hook):
+    """Shows a :class:`mmext.SignalModel` its signal, and freezes the statistics of its norms when they count (ours).
+
+    - Before the first iteration, networks that generate weights from a description of the signal are shown it.
+    - Before each validation, and in each saved checkpoint, norms over positions have the exact statistics of the grid that
+      training uses. Without that, batch norm would be evaluated with a moving average over past weights, and the others with
+      the statistics of whatever positions are asked for. Training goes on with the statistics of the batch.
+
+    Raises:
+        TypeError: If the model is no :class:`mmext.SignalModel` nor has its methods ``describe`` and ``freeze_stats``.
+    """
+
+    # After hooks that exchange weights for the validation.
+    priority = 'LOW'
+
+    def before_train(self, runner: Runner) -> None:
+        """Show the signal to the model, unless the training goes on from a checkpoint that has seen it."""
+        model = self._model(runner)
+        if runner.iter == 0:
+            model.describe(self._sample(runner)['data_samples'][0])
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Freeze the statistics of a model that is being trained."""
+        if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
+            self._freeze(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put exact statistics into the checkpoint."""
+        model = unwrap(runner.model)
+        training = model.training
+        self._freeze(runner)
+        for name, tensor in model.state_dict().items():
+            # Buffers are what freezing changes; parameters may have been exchanged by another hook.
+            if name not in checkpoint['state_dict'] or name in dict(model.named_buffers()):
+                checkpoint['state_dict'][name] = tensor.detach().cpu().clone()
+        model.train(training)
+
+    def _freeze(self, runner: Runner) -> None:
+        coords: Tensor = self._sample(runner)['inputs'][0]
+        self._model(runner).freeze_stats(coords)
+
+    @staticmethod
+    def _model(runner: Runner) -> Any:
+        model: Any = unwrap(runner.model)
+        if not (hasattr(model, 'describe') and hasattr(model, 'freeze_stats')):
+            raise TypeError(f'SignalHook serves a mmext.SignalModel, got {type(model).__name__}; remove the hook')
+        return model
+
+    @staticmethod
+    def _sample(runner: Runner) -> dict:
+        """Return the one item of the training data, as a batch on the model's device."""
+        item: dict = runner.train_dataloader.dataset[0]
+        preprocessor: Any = unwrap(runner.model).data_preprocessor
+        return preprocessor(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))

@@ -1,0 +1,133 @@
+"""What a run that fits a coordinate network draws: the image so far, and its progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from mmext.hooks.checkpoint_guard import unwrap
+from mmext.inr.pictures import draw_progress, draw_reconstruction, replace_file, save_figure
+from mmext.inr.reconstruction_metric import reconstruction_quality
+from mmext.registry import HOOKS
+
+__all__ = ['SignalPictureHook']
+
+
+@HOOKS.register_module()
+class SignalPictureHook(Hook):
+    """Draws what a :class:`mmext.SignalModel` has learnt, after each validation and each test (ours).
+
+    ``iter_000500.png``, or ``test.png``, shows the first sample: target, prediction and, where the operator has one, its own
+    reconstruction, with the error and the spectra, see :func:`mmext.inr.draw_reconstruction`. ``progress.png`` shows PSNR
+    and SSIM over the iterations of a training, see :func:`mmext.inr.draw_progress`.
+
+    The numbers of the latter are in ``progress.json`` beside it. A resumed training reads them again, up to the iteration
+    that it starts from, so that its curve has no gap; a training from the start begins anew. They are not in the checkpoint,
+    because the runner saves it before the validation of the same iteration.
+
+    Only the main process draws. Without matplotlib or scikit-image there are no pictures: the hook says so once, and the run
+    goes on.
+
+    Args:
+        out_dir: Where the pictures go, by default ``pictures`` in the folder of the run.
+        interval: Draw every so manieth validation, and the last one; the progress has them all.
+        dpi: Pixels per inch of the pictures.
+
+    Raises:
+        ValueError: If ``interval`` is below 1.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, out_dir: str | None = None, interval: int = 1, dpi: int = 100) -> None:
+        if interval < 1:
+            raise ValueError(f'SignalPictureHook needs an interval of at least 1, got {interval=}')
+        self.out_dir = out_dir
+        self.interval = interval
+        self.dpi = dpi
+        self._unable = False
+        self._loaded_iter = 0
+        self._validations = 0
+        self._stale = False
+        # None while nothing is trained.
+        self._history: list[dict[str, float]] | None = None
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Remember how long a model that is only evaluated has been trained."""
+        self._loaded_iter = int(checkpoint.get('meta', {}).get('iter', 0))
+
+    def before_train(self, runner: Runner) -> None:
+        """Start a history, or go on with that of a run that is resumed."""
+        self._history, self._validations = [], 0
+        path = self._folder(runner) / 'progress.json'
+        if runner.iter and path.is_file():
+            try:
+                self._history = [point for point in json.loads(path.read_text()) if point['iter'] <= runner.iter]
+            except (ValueError, TypeError, KeyError) as error:
+                print_log(f'{path} is damaged ({error}); the progress starts here', 'current', logging.WARNING)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Draw the first sample, and add it to the progress."""
+        if batch_idx == 0 and outputs:
+            self._validations += 1
+            due = self._validations % self.interval == 0 or self._history is None or runner.iter >= runner.max_iters
+            self._try(self._draw, runner, outputs[0], 'iter_{:06d}.png' if due else None, self._history)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Draw the first sample."""
+        if batch_idx == 0 and outputs:
+            self._try(self._draw, runner, outputs[0], 'test.png', None)
+
+    def after_train(self, runner: Runner) -> None:
+        """Draw the progress of a training that was stopped between two pictures."""
+        if self._history and self._stale:
+            self._try(self._draw_progress, runner, self._history)
+        self._history = None
+
+    def _try(self, draw: Callable[..., None], *args: Any) -> None:
+        if self._unable or not is_main_process():
+            return
+        try:
+            draw(*args)
+        except ImportError as error:
+            self._unable = True
+            print_log(f'SignalPictureHook draws nothing in this run: {error}', 'current', logging.WARNING)
+
+    def _draw(self, runner: Runner, sample: Any, name: str | None, history: list[dict[str, float]] | None) -> None:
+        """Draw a sample if it has a ``name``, and record it if there is a ``history``."""
+        iteration, folder = runner.iter or self._loaded_iter, self._folder(runner)
+        quality = reconstruction_quality(sample)
+        if history is not None and 'PSNR' in quality:
+            history[:] = [point for point in history if point['iter'] < iteration]
+            history.append({'iter': iteration, **quality})
+            replace_file(folder / 'progress.json', json.dumps(history, indent=1).encode())
+            self._stale = True
+        if name is not None:
+            title = Path(str(sample.get('signal', 'signal'))).name + (
+                f', {iteration:,} iterations' if iteration else ''
+            )
+            model: Any = unwrap(runner.model)
+            measured = model.operator.picture(model.measurement(sample).cpu(), tuple(sample.size))
+            figure = draw_reconstruction(sample, title, quality, measured)
+            save_figure(figure, folder / name.format(iteration), self.dpi)
+            if history:
+                self._draw_progress(runner, history)
+
+    def _draw_progress(self, runner: Runner, history: list[dict[str, float]]) -> None:
+        save_figure(draw_progress(history), self._folder(runner) / 'progress.png', self.dpi)
+        self._stale = False
+
+    def _folder(self, runner: Runner) -> Path:
+        return Path(self.out_dir if self.out_dir is not None else Path(runner.work_dir) / 'pictures')
