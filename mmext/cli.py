@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmext.hooks.checkpoint_guard import CheckpointError, read_checkpoint
@@ -22,6 +22,7 @@ __all__ = [
     'UsageError',
     'add_common_arguments',
     'build_runner',
+    'choose_frequencies',
     'leave_group',
     'load_config',
     'parse',
@@ -113,6 +114,22 @@ def use_checkpoint(cfg: Config, path: str) -> None:
     if '://' not in path and not Path(path).is_dir():
         read_checkpoint(path)
     cfg.load_from = path
+
+
+def choose_frequencies(cfg: Config, checkpoint: str | None = None) -> None:
+    """Settle what a coordinate network leaves to be chosen from its signal, or take over a checkpoint's choice.
+
+    Raises:
+        UsageError: If the checkpoint does not tell what was chosen.
+    """
+    from mmext.inr.fresh import requests, settle
+
+    if any(requests(cfg.model.to_dict())):
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        try:
+            settle(cfg, None if checkpoint is None else read_checkpoint(checkpoint))
+        except ValueError as refusal:
+            raise UsageError(str(refusal)) from refusal
 
 
 def build_runner(cfg: Config) -> Runner:

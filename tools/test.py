@@ -1,4 +1,4 @@
-"""Test a checkpoint of any model of mmdet, mmseg or mmpretrain, with or without parts of mmext."""
+"""Test a checkpoint of any model of mmdet, mmseg or mmpretrain, with or without parts of mmext, or of a coordinate network."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg = cli.load_config(args)
     cfg.resume = False
     cli.use_checkpoint(cfg, args.checkpoint)
+    cli.choose_frequencies(cfg, args.checkpoint)
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:
@@ -69,6 +70,9 @@ def dump_class(cfg: Config) -> type[DumpResults]:
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Switch the host's visualization hook on; each host has its own arguments for that."""
     scope, hook = cfg.get('default_scope'), (cfg.get('default_hooks') or {}).get('visualization')
+    if pictures := [h for h in cfg.get('custom_hooks') or [] if h['type'] == 'mmext.SignalPictureHook']:
+        pictures[0].out_dir = folder
+        return
     if not hook or (scope == 'mmseg' and not cfg.get('visualizer')):
         raise cli.UsageError(
             "--show-dir needs the host's visualization hook in default_hooks, and in mmseg a visualizer; the config lacks "
