@@ -1,6 +1,7 @@
 """Every shipped config: it loads and builds offline, takes a training step on the embedded data, and says what is true."""
 
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import yaml
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
 from mmext.datasets.digit_scenes import load_sources, make_scene, make_single
 from mmext.deploy import fold
+from mmext.inr.fresh import FRESH_GRIDS, requests
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('*/*/*.py') if '_base_' not in p.parts)
@@ -50,7 +52,14 @@ def without_amp(cfg):
 
 
 def load(path):
-    return Config.fromfile(ROOT / path if path.startswith('configs/') else path)
+    cfg = Config.fromfile(ROOT / path if path.startswith('configs/') else path)
+    if cfg.get('default_scope') == 'mmengine':
+        cfg.train_dataloader.dataset.size = SIZE // 2
+        # What is chosen from the signal is the first candidate, unless the choice is what is tested.
+        for request in requests(cfg.model.to_dict(), ('model',)):
+            first = FRESH_GRIDS[reduce(getitem, (*request.path, request.part), cfg)['type']][1][0]
+            cfg.merge_from_dict({'.'.join((*request.path, request.part, request.argument)): first})
+    return cfg
 
 
 def build(cfg):
@@ -67,9 +76,12 @@ def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def batch_for(scope, inputs=2):
+def batch_for(cfg, inputs=2):
     """Return a batch of the embedded data as the host's pipeline packs it."""
-    samples = [SAMPLES[scope](i) for i in range(inputs)]
+    if cfg.default_scope == 'mmengine':  # a coordinate network, whose data set is one signal
+        item = DATASETS.build(cfg.train_dataloader.dataset)[0]
+        return {key: [value] for key, value in item.items()}
+    samples = [SAMPLES[cfg.default_scope](i) for i in range(inputs)]
     return {'inputs': [image for image, _ in samples], 'data_samples': [sample for _, sample in samples]}
 
 
@@ -149,7 +161,7 @@ def test_takes_a_training_step(path):
     # Segmentors pad to the crop size of their training; the images here are smaller.
     if getattr(model.data_preprocessor, 'size', None) is not None:
         model.data_preprocessor.size = (SIZE, SIZE)
-    log = model.train_step(batch_for(cfg.default_scope), wrapper)
+    log = model.train_step(batch_for(cfg), wrapper)
 
     assert torch.isfinite(torch.as_tensor(log['loss']))
     assert set(learning) - set(with_gradient) == WITHOUT_GRADIENT.get(path, set())

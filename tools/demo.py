@@ -1,11 +1,14 @@
 """The demo: make the data, then train, test, deploy and draw, all of it through the tools and the configs of configs/demo.
 
 What is done is skipped, and an interrupted training goes on from its last checkpoint. Everything lands in work_dirs/demo.
+The coordinate networks need no data: they fit a picture, and reconstruct a phantom from few X-ray views and from a part of its
+Fourier transform.
 
 Example:
     python tools/demo.py det        # a detector of mmext's parts beside the same one from stock parts
     python tools/demo.py seg        # a segmentor
     python tools/demo.py sagd       # the detector, trained with SA-GD
+    python tools/demo.py inr        # coordinate networks: a picture, CT and MRI
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -33,7 +37,17 @@ CONFIGS = Path('configs/demo')
 DATA = Path('data/digit_scenes')
 ZOOM = 2
 Drawing = Callable[[Image.Image], Image.Image]
-METRICS = {'accuracy/top1': 'top-1 %', 'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP': 'AP', 'mIoU': 'mIoU %'}
+METRICS = {
+    'accuracy/top1': 'top-1 %',
+    'coco/bbox_mAP_50': 'AP50',
+    'coco/bbox_mAP': 'AP',
+    'mIoU': 'mIoU %',
+    'signal/PSNR': 'PSNR, dB',
+    'signal/SSIM': 'SSIM',
+    'signal/baseline_PSNR': 'classical PSNR, dB',
+    'signal/baseline_SSIM': 'classical SSIM',
+    'signal/bpp': 'bits per pixel',
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +59,16 @@ class Job:
         config: Its config below configs/demo.
         start: The job whose last checkpoint it starts from.
         start_key: The setting of its config that takes that checkpoint.
+        budget: The setting of its training loop that ends it.
+        per_epoch: How much of the budget is taken for an epoch where a shortened demo counts these.
     """
 
     name: str
     config: str
     start: str | None = None
     start_key: str = 'load_from'
+    budget: str = 'max_epochs'
+    per_epoch: int = 1
 
     def trained(self, work: Path) -> tuple[Path, Path]:
         """Return the config with all overrides, as the training wrote it, and the last checkpoint."""
@@ -67,12 +85,17 @@ DETECTOR = Job('detector', 'det/retinanet_falconnet_sepc_scenes.py', 'refocus', 
 SAGD_DETECTOR = Job('sagd_detector', 'det/retinanet_falconnet_sepc_sagd_scenes.py', 'refocus', SURGERY)
 STOCK_DETECTOR = Job('stock_detector', 'det/retinanet_r18_fpn_scenes.py', 'stock_digits', PLAIN)
 SEGMENTOR = Job('segmentor', 'seg/falconnet_fpn_scenes.py', 'refocus', SURGERY)
+SIGNAL: dict[str, Any] = dict(budget='max_iters', per_epoch=20)
+PICTURE = Job('picture', 'inr/picture_astronaut.py', **SIGNAL)
+CT = Job('ct', 'inr/ct_phantom.py', **SIGNAL)
+MRI = Job('mri', 'inr/mri_phantom.py', **SIGNAL)
 
 #: The chains of trainings of each task, run side by side. What the first one ends with is deployed and drawn.
 TASKS = {
     'det': [[DIGITS, REFOCUS, DETECTOR], [STOCK_DIGITS, STOCK_DETECTOR]],
     'seg': [[DIGITS, REFOCUS, SEGMENTOR]],
     'sagd': [[DIGITS, REFOCUS, SAGD_DETECTOR]],
+    'inr': [[MRI, PICTURE], [CT]],
 }
 
 
@@ -112,7 +135,10 @@ class Chain:
         folder = self.work / job.name
         record = folder / 'result.json'
         if not record.exists():
-            options = [] if epochs is None else [f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}']
+            options = []
+            if epochs is not None:
+                budget = epochs * job.per_epoch
+                options = [f'train_cfg.{job.budget}={budget}', f'train_cfg.val_interval={budget}']
             if job.start:
                 options.append(f'{job.start_key}={(self.work / job.start / "last_checkpoint").read_text()}')
             begin = time.monotonic()
@@ -213,11 +239,23 @@ def sheet(scenes: list[tuple[Path, Drawing, Drawing]], out: Path, columns: int =
     page.save(out)
 
 
+def stack(pictures: list[Path], out: Path) -> None:
+    """Write pictures below each other."""
+    opened = [Image.open(path).convert('RGB') for path in pictures]
+    page = Image.new('RGB', (max(p.width for p in opened), sum(p.height for p in opened)), 'white')
+    top = 0
+    for image in opened:
+        page.paste(image, (0, top))
+        top += image.height
+    page.save(out)
+
+
 def table(results: dict[str, dict[str, float]]) -> str:
     """Return the metrics of all jobs as a Markdown table."""
-    lines = ['| job | ' + ' | '.join(METRICS.values()) + ' | training, s |', '|---' * (len(METRICS) + 2) + '|']
+    shown = {k: title for k, title in METRICS.items() if any(k in result for result in results.values())}
+    lines = ['| job | ' + ' | '.join(shown.values()) + ' | training, s |', '|---' * (len(shown) + 2) + '|']
     for name, result in results.items():
-        cells = [f'{result[key]:.3g}' if key in result else '' for key in METRICS]
+        cells = [f'{result[key]:.3g}' if key in result else '' for key in shown]
         lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {result.get("seconds", "")} |')
     return '\n'.join(lines)
 
@@ -237,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     main_chain = Chain(jobs, work, threads)
     chains = [main_chain, *(Chain(c, work, threads, work / f'{c[-1].name}.log') for c in others)]
     try:
-        main_chain.tool('tools/dataset_converters/digit_scenes.py')
+        if args.task != 'inr':
+            main_chain.tool('tools/dataset_converters/digit_scenes.py')
         with ThreadPoolExecutor(len(chains)) as pool:
             done = list(pool.map(lambda chain: chain.run(args.epochs), chains))
         results = {name: metrics for chain in done for name, metrics in chain.items()}
@@ -254,13 +293,15 @@ def finish(task: str, chain: Chain, results: dict[str, dict[str, float]]) -> Non
     model = deployed / 'model.pth'
     if not model.exists():
         chain.tool('tools/deploy.py', *main_job.trained(chain.work), model, '--fuse-bn')
-    is_map = main_job is SEGMENTOR
-    predictions = deployed / ('maps' if is_map else 'predictions.pkl')
-    results[deployed.name] = chain.test(
-        model.with_suffix('.py'), model, deployed / 'test', '--out', predictions, '--force'
-    )
-    picture = chain.work / f'{task}.png'
-    sheet(maps_of(predictions) if is_map else boxes_of(predictions), picture)
+    test, picture = deployed / 'test', chain.work / f'{task}.png'
+    if task == 'inr':
+        results[deployed.name] = chain.test(model.with_suffix('.py'), model, test)
+        stack([chain.work / name / 'test/pictures/test.png' for name in results if name != deployed.name], picture)
+    else:
+        is_map = main_job is SEGMENTOR
+        predictions = deployed / ('maps' if is_map else 'predictions.pkl')
+        results[deployed.name] = chain.test(model.with_suffix('.py'), model, test, '--out', predictions, '--force')
+        sheet(maps_of(predictions) if is_map else boxes_of(predictions), picture)
 
     summary = chain.work / f'{task}.md'
     summary.write_text(table(results) + '\n')

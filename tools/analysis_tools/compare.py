@@ -1,11 +1,13 @@
 """Train a list of configs with the same budget and the same seeds, and set their accuracy and cost side by side.
 
     python tools/analysis_tools/compare.py configs/demo/compare/*.py --seeds 0 1 --out work_dirs/compare
+    python tools/analysis_tools/compare.py configs/inr/small/*.py --seeds 0 1 2 --metric signal/PSNR --shape 64 64 \
+        --reference configs/inr/small/relu_28x10_1k_camera-64.py --out work_dirs/compare_inr
 
 A job whose result is there already is not run again, so the list may grow. A config that another one names as its `_base_` is
-that one's reference. Accuracy is the last one of the log, mean and half the range over the seeds. The cost of a
-training step and of a deployed forward is measured afterwards, in one process on one CPU thread, all models in turns.
-Writes OUT.md, OUT.json and OUT.png.
+that one's reference, unless one is named for all. The metric is the last one of the log, mean and half the range over the
+seeds. The cost of a training step and of a deployed forward is measured afterwards, in one process on one CPU thread, all
+models in turns: 8 images and one, or the whole grid of a coordinate network. Writes OUT.md, OUT.json and OUT.png.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from timing import interleave
-from torch import nn
+from torch import Tensor, nn
 
 from mmext import cli
-from mmext.deploy import TensorMode, fold
+from mmext.deploy import TensorMode, example_inputs, fold
 
 ROOT = Path(__file__).parents[2]
+TITLES = {'accuracy/top1': 'Top-1 (%)', 'signal/PSNR': 'PSNR (dB)'}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,19 +44,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', type=Path, help='configs to train')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    parser.add_argument('--metric', default='accuracy/top1', help='what the log calls the metric to compare')
+    parser.add_argument('--reference', type=Path, help='the config that all others are compared with')
     parser.add_argument('--jobs', type=int, default=max(1, (os.cpu_count() or 1)), help='trainings at a time')
     parser.add_argument('--shape', type=int, nargs=2, default=(48, 48), metavar=('H', 'W'), help='input of the timings')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/compare'), help='where to write, without suffix')
     return parser.parse_args(argv)
 
 
-def train(config: Path, seed: int, work_dir: Path) -> float:
-    """Run a job unless it is done, on one thread, and return its accuracy in percent.
+def train(config: Path, seed: int, work_dir: Path, metric: str) -> float:
+    """Run a job unless it is done, on one thread, and return its metric.
 
     Raises:
-        UsageError: If the job fails, or logs no accuracy.
+        UsageError: If the job fails, or does not log the metric.
     """
-    result = work_dir / 'accuracy.json'
+    result = work_dir / f'{metric.replace("/", "_")}.json'
     if result.is_file():
         return json.loads(result.read_text())
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -63,9 +68,9 @@ def train(config: Path, seed: int, work_dir: Path) -> float:
         done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     lines = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
-    found = [v for line in lines for k, v in line.items() if k.endswith('accuracy/top1')]
+    found = [v for line in lines for k, v in line.items() if k.endswith(metric)]
     if done.returncode or not found:
-        raise cli.UsageError(f'{config} with seed {seed} did not finish; see {work_dir / "train.log"}')
+        raise cli.UsageError(f'{config} with seed {seed} did not finish with {metric}; see {work_dir / "train.log"}')
     result.write_text(json.dumps(found[-1]))
     return found[-1]
 
@@ -87,41 +92,47 @@ def references(configs: Sequence[Path]) -> dict[Path, Path]:
     return {path: next((p for p in configs if f"_base_ = '{p.name}'" in path.read_text()), path) for path in configs}
 
 
+def step(model: nn.Module, batch: Tensor) -> None:
+    """Run forward and backward."""
+    model.zero_grad()
+    sum(out.square().mean() for out in model(batch)).backward()
+
+
 def cost(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Measure a training step of 8 images and a deployed forward of one, in milliseconds."""
+    """Measure a training step and a deployed forward, in milliseconds."""
     torch.set_num_threads(1)
-    batch, image = torch.randn(8, 3, *shape), torch.randn(1, 3, *shape)
-    forms, deployed = {}, {}
+    forms, deployed, image = {}, {}, {}
     for name, model in models.items():
-        forms[name] = TensorMode(model.train(), batch)
+        inputs = example_inputs(model, *shape)
+        image[name] = inputs[:1]
+        # The grid of a coordinate network is a whole batch.
+        batch = inputs if hasattr(model, 'example_inputs') else torch.randn(8, *inputs.shape[1:])
+        forms[name] = partial(step, TensorMode(model.train(), batch), batch)
         plain = copy.deepcopy(model).eval()
+        if hasattr(plain, 'freeze_stats'):
+            plain.freeze_stats(inputs[0])
         with contextlib.suppress(RuntimeError):  # a layer without a plain form runs as it is
-            plain = fold(plain)
-        deployed[name] = TensorMode(plain, image).eval()
-
-    def step(model: nn.Module) -> None:
-        model.zero_grad()
-        sum(out.square().mean() for out in model(batch)).backward()
-
-    training = interleave({name: partial(step, model) for name, model in forms.items()}, 3)
+            plain = fold(plain, fuse_bn=hasattr(plain, 'freeze_stats'))
+        deployed[name] = TensorMode(plain, image[name]).eval()
+    training = interleave(forms, 3)
     with torch.no_grad():
-        forward = interleave({name: partial(model, image) for name, model in deployed.items()}, 5)
+        forward = interleave({name: partial(model, image[name]) for name, model in deployed.items()}, 5)
     return {
         name: dict(
             training=training[name]['median'],
             deployed=forward[name]['median'],
             parameters=parameters(models[name]),
             deployed_parameters=parameters(deployed[name]),
-            flops=float(get_model_complexity_info(deployed[name], inputs=(image,), show_table=False)['flops']),
+            flops=float(get_model_complexity_info(deployed[name], inputs=(image[name],), show_table=False)['flops']),
         )
         for name in models
     }
 
 
-def table(rows: Sequence[dict]) -> str:
-    """Write the rows as Markdown."""
+def table(rows: Sequence[dict], title: str) -> str:
+    """Write the rows as Markdown, the metric under ``title``."""
     lines = [
-        '| Config | Top-1 (%) | Parameters, trained -> deployed | MFLOPs, deployed | Training step (ms) | '
+        f'| Config | {title} | Parameters, trained -> deployed | MFLOPs, deployed | Training step (ms) | '
         'Deployed forward (ms) |',
         '| :-- | :-: | :-: | :-: | :-: | :-: |',
     ]
@@ -134,8 +145,8 @@ def table(rows: Sequence[dict]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def plot(rows: Sequence[dict], path: Path) -> None:
-    """Draw accuracy with its spread over the cost of a training step, a colour for each reference."""
+def plot(rows: Sequence[dict], title: str, path: Path) -> None:
+    """Draw the metric with its spread over the cost of a training step, a colour for each reference."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -151,9 +162,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
             axis.annotate(
                 row['name'], (row['training'], row['mean']), xytext=(5, 4), textcoords='offset points', fontsize=8
             )
-        axis.set(
-            xlabel='training step of 8 images, one thread (ms)', ylabel='top-1 (%)', title=f'in the place of {group}'
-        )
+        axis.set(xlabel='training step, one thread (ms)', ylabel=title, title=f'in the place of {group}')
         axis.grid(alpha=0.3)
         axis.margins(x=0.2)
     figure.savefig(path, dpi=110)
@@ -164,13 +173,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if missing := [str(p) for p in args.configs if not p.is_file()]:
         raise cli.UsageError(f'no such config: {", ".join(missing)}')
-    bases = references(args.configs)
+    if args.reference is not None and args.reference not in args.configs:
+        raise cli.UsageError(f'--reference {args.reference} is not among the configs; add it to them')
+    bases = references(args.configs) if args.reference is None else dict.fromkeys(args.configs, args.reference)
+    title = TITLES.get(args.metric, args.metric)
     accuracy: dict[str, list[float]] = {}
     with ThreadPoolExecutor(args.jobs) as pool:
         # References first: a second stage starts from the checkpoint of one.
         for group in ([c for c in args.configs if bases[c] == c], [c for c in args.configs if bases[c] != c]):
             jobs = [(config, seed, args.out / config.stem / f'seed{seed}') for config in group for seed in args.seeds]
-            for (config, *_), score in zip(jobs, pool.map(lambda job: train(*job), jobs), strict=True):
+            for (config, *_), score in zip(jobs, pool.map(lambda job: train(*job, args.metric), jobs), strict=True):
                 accuracy.setdefault(config.stem, []).append(score)
     costs = cost({config.stem: build(config) for config in args.configs}, args.shape)
     rows = []
@@ -192,9 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows.sort(key=lambda row: (row['reference'], row['name'] != row['reference'], -row['mean']))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix('.json').write_text(json.dumps(rows, indent=1))
-    args.out.with_suffix('.md').write_text(table(rows))
-    plot(rows, args.out.with_suffix('.png'))
-    print(table(rows))
+    args.out.with_suffix('.md').write_text(table(rows, title))
+    plot(rows, title, args.out.with_suffix('.png'))
+    print(table(rows, title))
 
 
 if __name__ == '__main__':

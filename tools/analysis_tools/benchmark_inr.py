@@ -1,0 +1,171 @@
+"""Measure the parts of coordinate networks side by side, on one CPU thread, against the targets of the project.
+
+    python tools/analysis_tools/benchmark_inr.py [--only train fold] [--rounds 5] [--out work_dirs/benchmark_inr]
+
+Medians of thread CPU time, contenders in turns in one process, each compared with float64 first:
+
+- train: a full-batch step (forward, mean squared error, backward, Adam) of the 28 x 10 perceptron on 512 x 512, each norm
+  against batch norm;
+- fold: Conv-INR 32 x 10 on 256 x 256, folded from each re-parameterisation, against the plain network of that form;
+- eval: the 28 x 10 perceptron with frozen statistics on 512 x 512, and with its norms fused, against the one without norms;
+- radon: forward and backward of mmext.RadonOperator on 256 x 256, against sampling a rotated image for each view.
+
+The exit status is 1 where a target is missed, so look at the machine's load before you believe it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timing import Report, check, interleave, setting, write
+from torch import Tensor, nn
+
+from mmext.deploy import fold
+from mmext.inr import ConvINR, CoordMLP, coordinate_grid
+from mmext.registry import MODELS
+
+NORMS = {'BN': 'BN', 'LN': 'LN', 'GN': 'mmext.GlobalNorm', 'CN': 'mmext.CrossNorm'}
+# At most so many times slower than batch norm, and a folded network than the plain one of the same layers.
+TARGETS = {'CN': 1.5}
+FOLDED = 1.03
+
+
+def perceptrons() -> dict[str, nn.Module]:
+    """Return the 28 x 10 network with each norm."""
+    return {name: CoordMLP(norm_cfg=dict(type=kind)) for name, kind in NORMS.items()}
+
+
+def against(report: Report, what: str, times: dict, name: str, base: str, limit: float | None) -> None:
+    """Add how many times longer ``name`` takes than ``base``, by the medians."""
+    ours, theirs = times[name], times[base]
+    value = ours['median'] / theirs['median']
+    report.add(
+        f'{what}, times {base}',
+        value,
+        limit,
+        limit is None or value <= limit,
+        milliseconds=ours['median'],
+        by_minima=ours['min'] / theirs['min'],
+    )
+
+
+def train(report: Report, rounds: int) -> None:
+    """Training steps on all positions of a picture."""
+    small, grid, target = coordinate_grid(48, 48), coordinate_grid(512, 512), torch.rand(512, 512, 3)
+    steps = {}
+    for name, network in perceptrons().items():
+        exact = copy.deepcopy(network).double()(small.double())
+        check(name, network(small), exact, 1e-4)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+        def step(network: nn.Module = network, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.zero_grad()
+            (network(grid) - target).square().mean().backward()
+            optimizer.step()
+
+        steps[name] = step
+    times = interleave(steps, max(3, rounds // 2))
+    for name in NORMS:
+        against(report, f'training step {name}', times, name, 'BN', TARGETS.get(name))
+
+
+@torch.no_grad()
+def folded(report: Report, rounds: int) -> None:
+    """Convolutional networks after training."""
+    grid = coordinate_grid(256, 256)
+    networks = {'plain': ConvINR(norm_cfg=None).eval()}
+    for name in (None, 'structural', 'static', 'dynamic'):
+        trained = ConvINR(reparam=name)
+        trained.freeze_stats(coordinate_grid(64, 64))
+        expected = trained(grid[:64, :64])
+        trained.switch_to_deploy()
+        check(f'Conv-INR {name}', trained(grid[:64, :64]), expected.double(), 1e-4)
+        networks[f'folded {name}' if name else 'fused norms'] = trained
+    # They differ by nothing but noise, which more rounds make smaller.
+    times = interleave({name: partial(network, grid) for name, network in networks.items()}, 2 * rounds)
+    for name in networks:
+        if name != 'plain':
+            against(report, f'Conv-INR {name}', times, name, 'plain', FOLDED)
+
+
+@torch.no_grad()
+def evaluate(report: Report, rounds: int) -> None:
+    """Evaluation of trained networks."""
+    small, grid = coordinate_grid(48, 48), coordinate_grid(512, 512)
+    networks: dict[str, nn.Module] = {'plain': CoordMLP().eval()}
+    for name, network in perceptrons().items():
+        whole = copy.deepcopy(network).double()(small.double())
+        network.freeze_stats(small)
+        check(f'{name} frozen', network(small), whole, 1e-4)
+        networks[f'{name} frozen'] = network
+        if name in ('BN', 'GN'):
+            fused = fold(copy.deepcopy(network), fuse_bn=True)
+            check(f'{name} fused', fused(small), whole, 1e-4)
+            networks[f'{name} fused'] = fused
+    times = interleave({name: partial(network, grid) for name, network in networks.items()}, rounds)
+    for name in networks:
+        if name != 'plain':
+            against(report, f'evaluation {name}', times, name, 'plain', None)
+
+
+def radon(report: Report, rounds: int) -> None:
+    """The operator of computed tomography."""
+    views = 60
+    operator = MODELS.build(dict(type='mmext.RadonOperator', views=views))
+    image = torch.rand(256, 256, 1, requires_grad=True)
+    check('Radon', operator(image), rotated_sums(image.double(), views))
+
+    def both(transform) -> None:
+        image.grad = None
+        transform(image).square().mean().backward()
+
+    contenders = {'ours': partial(both, operator), 'theirs': partial(both, partial(rotated_sums, views=views))}
+    times = interleave(contenders, rounds)
+    figure = f'Radon transform, {views} views, forward+backward, against a rotation each'
+    report.ratio(figure, times['ours'], times['theirs'], 1.0)
+
+
+def rotated_sums(image: Tensor, views: int) -> Tensor:
+    """Return the sums over the columns of the rotated image, divided by its side, as one writes it down first."""
+    side = len(image)
+    angle = (torch.arange(views).to(image) * (math.pi / views)).view(-1, 1, 1)
+    offset = torch.arange(side).to(image) - side // 2
+    column, row = offset.expand(side, side), offset[:, None].expand(side, side)
+    x = column * angle.cos() + row * angle.sin()
+    y = row * angle.cos() - column * angle.sin()
+    grid = (torch.stack((x, y), -1) + side // 2) * (2 / (side - 1)) - 1
+    maps = image.movedim(-1, 0).expand(views, -1, -1, -1)
+    return F.grid_sample(maps, grid, align_corners=True).sum(2).movedim(1, -1) / side
+
+
+SECTIONS = {'train': train, 'fold': folded, 'eval': evaluate, 'radon': radon}
+
+
+def main() -> int:
+    """Run the sections that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_inr'))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    report = Report()
+    print(json.dumps(setting()))
+    print(f'{"figure":66s}{"value":>9s}{"target":>9s}')
+    for name in arguments.only:
+        SECTIONS[name](report, arguments.rounds)
+    write(report, arguments.out)
+    return 0 if all(row['met'] for row in report.rows) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Say what a coordinate network takes to store, and what that does to the image.
+
+Prints a row for the network as trained and one as folded for deployment (batch norms fused), in each storage format: number
+of parameters, bytes, bits per pixel (mmext.inr.stored_bits), PSNR and SSIM on the test data of the config. A shorter format
+means that all numbers are rounded to it; they are computed with in float32, as a decoder would. Statistics of norms over all
+positions are not stored, the decoder measures them on the grid, and so does this tool after rounding.
+
+Example:
+    python tools/analysis_tools/compression_report.py work_dirs/x/x.py work_dirs/x/iter_500.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import Tensor, nn
+
+from mmext import cli
+from mmext.deploy import fold
+from mmext.hooks.checkpoint_guard import read_checkpoint, state_dict_of
+from mmext.inr.compression import stored_bits
+from mmext.inr.reconstruction_metric import reconstruction_quality
+from mmext.inr.signal_model import SignalModel
+from mmext.norms.position_norm import PositionNorm
+
+FORMATS = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config that the network was trained with')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument(
+        '--formats', nargs='+', choices=FORMATS, default=list(FORMATS), help='storage formats to compare'
+    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
+    return parser.parse_args(argv)
+
+
+def load_model(cfg: Config, path: str) -> SignalModel:
+    """Build the config's model with the weights of a checkpoint, in eval mode.
+
+    Raises:
+        UsageError: If it is no coordinate network, or the checkpoint is of another model.
+    """
+    model_cfg = cfg.model.to_dict()
+    if 'data_preprocessor' in cfg:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
+    model = MODELS.build(ConfigDict(model_cfg))
+    if not isinstance(model, SignalModel):
+        raise cli.UsageError(
+            f'compression_report serves the coordinate networks of a mmext.SignalModel, but the model of {cfg.filename} is a '
+            f'{type(model).__name__}'
+        )
+    missing, unexpected = model.load_state_dict(state_dict_of(read_checkpoint(path)), strict=False)
+    if missing or unexpected:
+        raise cli.UsageError(
+            f'checkpoint {path} does not fit the model: {len(missing)} keys are missing ({missing[:3]}) and '
+            f'{len(unexpected)} unexpected ({unexpected[:3]}); pass the config that it was trained with'
+        )
+    return model.eval()
+
+
+def tensors(network: nn.Module) -> list[Tensor]:
+    """Return what is rounded: parameters and buffers that are not integers."""
+    found = itertools.chain(network.parameters(), network.buffers())
+    return [t for t in found if t.is_floating_point() or t.is_complex()]
+
+
+def size_in(network: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bits of a network whose numbers are stored as ``dtype``; a complex one counts as two."""
+    stored = copy.deepcopy(network)
+    for tensor in tensors(stored):
+        tensor.data = (torch.view_as_real(tensor.data) if tensor.is_complex() else tensor.data).to(dtype)
+    return stored_bits(stored)
+
+
+@torch.no_grad()
+def rounded(model: SignalModel, dtype: torch.dtype, coords: Tensor) -> SignalModel:
+    """Return the model that a decoder has: numbers rounded to ``dtype``, statistics over positions measured with them."""
+    model = copy.deepcopy(model)
+    for tensor in tensors(model.network):
+        numbers = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        numbers.copy_(numbers.to(dtype))
+    norms = [m for m in model.network.modules() if isinstance(m, PositionNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda norm, args: norm.freeze(args[0])) for norm in norms]
+    if norms:
+        model.network(model.operator.coordinates(coords))
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+def report(model: SignalModel, item: Mapping[str, Any], formats: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the rows of the table, as text."""
+    batch = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))
+    coords, sample = batch['inputs'][0], batch['data_samples'][0]
+    forms = {'trained': rounded(model, torch.float32, coords)}
+    try:
+        forms['folded'] = fold(copy.deepcopy(forms['trained']), fuse_bn=True)
+    except RuntimeError as refusal:
+        print(f'not folded: {refusal}')
+    rows = []
+    for (name, form), kind in itertools.product(forms.items(), formats):
+        quality = reconstruction_quality(rounded(form, FORMATS[kind], coords).predict(coords, sample))
+        bits = size_in(form.network, FORMATS[kind])
+        rows.append(
+            (
+                name,
+                kind,
+                f'{sum(p.numel() for p in form.network.parameters()):,}',
+                f'{bits / 8:,.0f}',
+                f'{bits / coords[..., 0].numel():.4f}',
+                *(
+                    f'{quality[key]:.{digits}f}' if key in quality else '-'
+                    for key, digits in (('PSNR', 2), ('SSIM', 4))
+                ),
+            )
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, evaluate and print the table."""
+    args = parse_args(argv)
+    logging.getLogger('mmengine').setLevel(logging.WARNING)
+    cfg = cli.read_config(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    cli.choose_frequencies(cfg, args.checkpoint)
+    model = load_model(cfg, args.checkpoint)
+    if not cfg.get('test_dataloader'):
+        raise cli.UsageError(f'{args.config} has no test_dataloader, whose image the report is about')
+    item = DATASETS.build(cfg.test_dataloader.dataset)[0]
+    height, width = item['inputs'].shape[:2]
+    table = [('network', 'storage', 'parameters', 'bytes', 'bits/pixel', 'PSNR (dB)', 'SSIM')]
+    table += report(model, item, args.formats)
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    print(f'{item["data_samples"].get("signal", "signal")}, {height} x {width} pixels')
+    for row in table:
+        texts = [
+            f'{text:<{w}}' if i < 2 else f'{text:>{w}}' for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        print('  '.join(texts))
+
+
+if __name__ == '__main__':
+    cli.run(main)
