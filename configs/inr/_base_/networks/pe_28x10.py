@@ -1,0 +1,9 @@
+model = dict(
+    type='mmext.SignalModel',
+    network=dict(
+        type='mmext.CoordMLP',
+        width=28,
+        depth=10,
+        encoding=dict(type='mmext.PositionalEncoding', num_octaves=10),
+    ),
+)

@@ -1,0 +1,8 @@
+model = dict(
+    type='mmext.SignalModel',
+    network=dict(
+        type='mmext.CoordMLP',
+        width=28,
+        depth=10,
+    ),
+)

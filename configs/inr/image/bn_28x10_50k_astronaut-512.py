@@ -1,0 +1,1 @@
+_base_ = ['../_base_/networks/bn_28x10.py', '../_base_/astronaut-512_50k.py']

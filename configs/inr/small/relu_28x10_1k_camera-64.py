@@ -1,0 +1,2 @@
+_base_ = ['../_base_/networks/relu_28x10.py', '../_base_/camera-64_1k.py']
+model = dict(network=dict(out_features=1))
