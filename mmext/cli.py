@@ -117,7 +117,7 @@ def use_checkpoint(cfg: Config, path: str) -> None:
 
 
 def choose_frequencies(cfg: Config, checkpoint: str | None = None) -> None:
-    """Settle what a coordinate network leaves to be chosen from its signal, or take over a checkpoint's choice.
+    """Settle what a coordinate network leaves to be chosen from its signal; with the weights of a checkpoint goes its choice.
 
     Raises:
         UsageError: If the checkpoint does not tell what was chosen.

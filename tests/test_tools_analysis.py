@@ -118,3 +118,21 @@ def test_compare_ranks_within_each_reference_and_does_not_repeat_jobs(tool, conf
     monkeypatch.setattr(compare.subprocess, 'run', lambda *_, **__: type('Done', (), {'returncode': 1}))
     with pytest.raises(UsageError, match=r'phc\.py with seed 7 did not finish'):
         compare.main([str(configs / 'phc.py'), '--seeds', '7', '--out', str(configs / 'out/compare')])
+
+
+def test_compare_takes_coordinate_networks_and_one_reference_for_all(tool, tmp_path, monkeypatch):
+    compare = tool('compare')
+    small = TOOLS.parents[1] / 'configs/inr/small'
+    configs = [small / f'{name}_28x10_1k_camera-64.py' for name in ('bn', 'cn', 'relu')]
+    scores = {'bn': 30.0, 'cn': 31.0, 'relu': 20.0}
+    monkeypatch.setattr(compare, 'train', lambda config, *_: scores[config.stem.partition('_')[0]])
+    arguments = [*map(str, configs), '--metric', 'signal/PSNR', '--shape', '8', '8', '--out', str(tmp_path / 'inr')]
+    compare.main([*arguments, '--reference', str(configs[2])])
+    rows = json.loads((tmp_path / 'inr.json').read_text())
+    assert [row['name'].partition('_')[0] for row in rows] == ['relu', 'cn', 'bn']
+    # Batch norm folds into the layers before it, cross norm does not.
+    deployed = {row['name'].partition('_')[0]: row['deployed_parameters'] for row in rows}
+    assert deployed['bn'] == deployed['relu'] < deployed['cn']
+    assert '| PSNR (dB) |' in (tmp_path / 'inr.md').read_text()
+    with pytest.raises(UsageError, match='is not among the configs'):
+        compare.main([*arguments, '--reference', 'other.py'])

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Runner:
         enable_auto_scale_lr(cfg)
     keep_one_spare(cfg)
     choose_start(cfg, args.resume)
-    cli.choose_frequencies(cfg, cfg.load_from if cfg.get('resume') else None)
+    cli.choose_frequencies(cfg, cfg.get('load_from'))
     runner = cli.build_runner(cfg)
     runner.train()
     cli.leave_group()

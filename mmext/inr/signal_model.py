@@ -40,8 +40,8 @@ class SignalModel(BaseModel):
 
     Shape:
         ``inputs``: the grid (H, W, d) of the whole signal, alone, in a list or as a batch of one. ``data_samples``: one
-        ``BaseDataElement`` with ``target`` (H, W, C) in [0, 1], with ``measurement``, or with both.
-        :class:`mmext.SignalDataset` makes them.
+        ``BaseDataElement`` with ``target`` (H, W, C) in [0, 1], with ``measurement``, or with both, and the metainfo
+        ``size``, (H, W). :class:`mmext.SignalDataset` makes them.
 
     Raises:
         ValueError: If ``num_points`` is combined with another operator, the range is empty, or a batch holds several signals
@@ -170,14 +170,13 @@ class SignalModel(BaseModel):
 
 def _only(batch: Any) -> Any:
     """Return the one item of a batch."""
-    if isinstance(batch, (Tensor, Sequence)):
-        if len(batch) == 1:
-            return batch[0]
-        if not isinstance(batch, Tensor) or batch.ndim > 3:
-            raise ValueError(
-                f'SignalModel represents one signal and needs a batch of one, got {len(batch)}; set batch_size=1'
-            )
-    return batch
+    if not isinstance(batch, Sequence) and not (isinstance(batch, Tensor) and batch.ndim > 3):
+        return batch
+    if len(batch) != 1:
+        raise ValueError(
+            f'SignalModel represents one signal and needs a batch of one, got {len(batch)}; set batch_size=1'
+        )
+    return batch[0]
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
