@@ -120,16 +120,16 @@ def choose_frequencies(cfg: Config, checkpoint: str | None = None) -> None:
     """Settle what a coordinate network leaves to be chosen from its signal; with the weights of a checkpoint goes its choice.
 
     Raises:
-        UsageError: If the checkpoint does not tell what was chosen.
+        UsageError: If the checkpoint does not tell what was chosen, or the choice cannot be made.
     """
     from mmext.inr.fresh import requests, settle
 
-    if any(requests(cfg.model.to_dict())):
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
-        try:
+    try:
+        if any(requests(cfg.model.to_dict())):
+            init_default_scope(cfg.get('default_scope', 'mmengine'))
             settle(cfg, None if checkpoint is None else read_checkpoint(checkpoint))
-        except ValueError as refusal:
-            raise UsageError(str(refusal)) from refusal
+    except ValueError as refusal:
+        raise UsageError(str(refusal)) from refusal
 
 
 def build_runner(cfg: Config) -> Runner:

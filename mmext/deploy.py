@@ -34,6 +34,7 @@ __all__ = [
     'folded',
     'folds_to_plain',
     'fuse_affine',
+    'load_all',
     'max_relative_error',
     'norm_affine',
     'outputs_of',
@@ -307,7 +308,7 @@ def deploy(
     """
     model_cfg = _without_pretrained(model_cfg)
     trained = _build(model_cfg).eval()
-    _load(trained, state_dict)
+    load_all(trained, state_dict)
     inputs = inputs if isinstance(inputs, Tensor) else example_inputs(trained, *inputs)
     reference = outputs_of(trained, inputs)
     if not any(map(_comparable, reference)):
@@ -321,7 +322,7 @@ def deploy(
     for new_cfg in (_by_component(model_cfg, weights, fuse_bn), _wrapped(model_cfg, fuse_bn)):
         rebuilt = _build(new_cfg).eval()
         try:
-            _load(rebuilt, weights)
+            load_all(rebuilt, weights)
         except RuntimeError as misfit:
             failures.append(str(misfit))
             continue
@@ -343,8 +344,21 @@ def _build(cfg: Mapping) -> nn.Module:
     return ROOT_MODELS.build(ConfigDict(copy.deepcopy(cfg)))
 
 
-def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    missing, unexpected = model.load_state_dict(state_dict, strict=False)
+def load_all(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load weights that must fit without a missing or unexpected key.
+
+    Raises:
+        RuntimeError: If they do not; in one sentence.
+    """
+    try:
+        missing, unexpected = model.load_state_dict(state_dict, strict=False)
+    except RuntimeError as misfit:
+        # The first line names the class, each of the others a tensor.
+        lines = str(misfit).splitlines()[1:] or [str(misfit)]
+        raise RuntimeError(
+            f'the checkpoint does not fit the model: {lines[0].strip().rstrip(".")}, and {len(lines) - 1} more like it; pass '
+            'the config that it was trained with'
+        ) from misfit
     if missing or unexpected:
         raise RuntimeError(
             f'the checkpoint does not fit the model: {len(missing)} keys are missing ({missing[:3]} ...) and '

@@ -468,3 +468,8 @@ def test_the_tool_says_what_it_cannot_do(tmp_path, capsys):
     torch.save(dict(state_dict=MODELS.build(MLP).state_dict()), tmp_path / 'train.pth')
     with pytest.raises(UsageError, match=r'not deployed: the checkpoint does not fit the model'):
         run('deploy', *argv)
+    wide = ['--cfg-options', 'model.network.width=9']
+    with pytest.raises(
+        UsageError, match=r'fit the model: size mismatch for [^\n]+, and \d+ more like it; pass the config'
+    ):
+        run('deploy', *files(MLP), *wide)

@@ -105,6 +105,45 @@ def test_files_of_the_user(tmp_path):
     sample = SignalDataset(measurement=str(tmp_path / 'y.npy'), size=(7, 7))[0]['data_samples']
     assert sample.measurement.dtype == torch.float32
     assert 'target' not in sample
+    Image.fromarray(deep.astype('>u2')).save(tmp_path / 'deep.tif')
+    with Image.open(tmp_path / 'deep.tif') as opened:
+        assert opened.mode == 'I;16B'
+    np.testing.assert_allclose(load_picture(str(tmp_path / 'deep.tif'))[..., 0], deep / 65535, atol=1e-6)
+
+
+def test_a_picture_whose_range_is_unknown_is_refused(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / 'picture.tif'
+    values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    Image.fromarray(values).save(path)
+    np.testing.assert_array_equal(load_picture(str(path))[..., 0], values)
+    for wrong in (values * 255, values - 1, values * np.nan, (values * 2**20).astype(np.int32)):
+        Image.fromarray(wrong).save(path)
+        with pytest.raises(ValueError, match=r'picture\.tif has values in \[.*; scale them, or save integers'):
+            load_picture(str(path))
+    path.write_text('no picture')
+    with pytest.raises(ValueError, match='is no image that Pillow can read'):
+        load_picture(str(path))
+
+
+def test_a_measurement_that_is_no_array_of_finite_numbers_is_refused(tmp_path):
+    path = tmp_path / 'y.npy'
+    for write in (
+        lambda: path.write_text('no array'),
+        lambda: path.write_bytes(b''),
+        lambda: np.save(path, np.array([{}])),
+        lambda: np.save(path, np.array(['a'])),
+    ):
+        write()
+        with pytest.raises(ValueError, match=r'y\.npy is no (single )?array of numbers; save it with numpy\.save'):
+            SignalDataset(measurement=str(path), size=8)
+    np.savez(tmp_path / 'y.npz', np.ones(3))
+    with pytest.raises(ValueError, match='is no single array of numbers'):
+        SignalDataset(measurement=str(tmp_path / 'y.npz'), size=8)
+    np.save(path, np.array([1, np.nan, np.inf]))
+    with pytest.raises(ValueError, match='holds 2 values that are no numbers'):
+        SignalDataset(measurement=str(path), size=8)
 
 
 def test_dataset_says_what_it_needs():
@@ -116,6 +155,9 @@ def test_dataset_says_what_it_needs():
         SignalDataset(measurement='y.npy')
     with pytest.raises(ValueError, match=r'no measurement y\.npy'):
         SignalDataset(measurement='y.npy', size=8)
+    for size in (0, -3, (16,), (4, 4, 3), (4, 0), '16', 2.5):
+        with pytest.raises(ValueError, match=r'SignalDataset needs a size \(H, W\)'):
+            SignalDataset('camera', size)
 
 
 # --- the model -----------------------------------------------------------------------------------------------------------
@@ -184,6 +226,18 @@ def test_measurement_is_simulated_once_and_a_given_one_is_taken():
     assert model.measurement(given) is given.measurement
 
 
+@pytest.mark.parametrize('task', OPERATORS)
+def test_mixed_precision_leaves_the_measurement_alone(task):
+    network = dict(NETWORK, out_features=2 if task == 'mri-complex' else 1)
+    inputs, samples = batch('phantom')
+    expected = build(network, operator=OPERATORS[task]).measurement(samples[0])
+    model = build(network, operator=OPERATORS[task])
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model(inputs, samples, mode='loss')['loss']
+    assert loss.dtype == torch.float32
+    assert torch.equal(model.measurement(samples[0]), expected)
+
+
 def test_predict_leaves_the_sample_alone():
     model = build(operator=OPERATORS['ct'])
     inputs, samples = batch('phantom')
@@ -205,8 +259,30 @@ def test_model_says_what_it_needs():
         build()(*batch('astronaut'), mode='loss')
     with pytest.raises(ValueError, match="modes 'tensor', 'loss' and 'predict', got 'losses'"):
         build()(inputs, samples, mode='losses')
+    with pytest.raises(ValueError, match='one position per step at least, got num_points=0'):
+        build(num_points=0)
+    with pytest.raises(ValueError, match=r'got out_features=1 of the network; set it to 2'):
+        build(operator=OPERATORS['mri-complex'])
     with pytest.raises(ValueError, match='a measurement, or a target'):
         build()(inputs, [BaseDataElement(metainfo=dict(size=(16, 16)))], mode='loss')
+
+
+@pytest.mark.parametrize(
+    ('task', 'shape', 'kind', 'message'),
+    [
+        ('mri', None, torch.float32, 'predicts a complex measurement with MaskedFourierOperator, but a real one'),
+        ('image', None, torch.complex64, 'predicts a real measurement with IdentityOperator, but a complex one'),
+        ('image', (8, 32, 1), torch.float32, r'\(16, 16, 1\), but \(8, 32, 1\) was measured'),
+    ],
+)
+@pytest.mark.parametrize('num_points', [None, 7])
+def test_a_measurement_of_something_else_is_refused(task, shape, kind, message, num_points):
+    model = build(operator=OPERATORS[task], num_points=num_points if task == 'image' else None)
+    inputs, (sample,) = batch()
+    shape = model.measurement(sample).shape if shape is None else shape
+    given = BaseDataElement(metainfo=dict(signal='mine', size=(16, 16)), measurement=torch.rand(shape).to(kind))
+    with pytest.raises(ValueError, match=message):
+        model(inputs, [given], mode='loss')
 
 
 OFFICIAL = {
@@ -281,6 +357,17 @@ def test_checkpoint_evaluates_point_by_point_what_training_saw(norm, config, tmp
     torch.testing.assert_close(model(grid[3:5]), together[3:5], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('norm', ['BN', 'mmext.CrossNorm'])
+def test_a_checkpoint_of_averaged_weights_has_their_statistics(norm, config, tmp_path):
+    path = config(network=dict(NETWORK, norm_cfg=dict(type=norm)))
+    hooks = "[dict(type='mmext.SignalHook'), dict(type='EMAHook', momentum=0.3)]"
+    Path(path).write_text(f'{Path(path).read_text()}custom_hooks = {hooks}\n')
+    runner = run(path, tmp_path)
+    logged = runner.message_hub.get_scalar('val/signal/PSNR').current()
+    metrics = test['main']([path, str(tmp_path / 'iter_4.pth'), '--work-dir', str(tmp_path / 'test')])
+    assert metrics['signal/PSNR'] == pytest.approx(logged, abs=1e-4)
+
+
 def test_saving_does_not_change_the_training(config, tmp_path):
     rare = run(config(), tmp_path / 'rare', '--cfg-options', 'train_cfg.val_interval=100')
     often = run(
@@ -304,6 +391,25 @@ def test_show_dir_takes_the_picture(config, tmp_path):
     where = ['--show-dir', str(tmp_path / 'shown')]
     test['main']([path, str(tmp_path / 'iter_4.pth'), '--work-dir', str(tmp_path / 't'), *where])
     assert (tmp_path / 'shown/test.png').is_file()
+    Path(path).write_text(f'{Path(path).read_text()}custom_hooks = []\n')
+    with pytest.raises(cli.UsageError, match=r'--show-dir needs .*mmext\.SignalPictureHook'):
+        test['main']([path, str(tmp_path / 'iter_4.pth'), '--work-dir', str(tmp_path / 't'), *where])
+
+
+def test_a_measurement_of_the_unknown_trains_tests_and_draws(config, tmp_path):
+    operator = MODELS.build(OPERATORS['ct'])
+    _, (sample,) = batch('phantom')
+    np.save(tmp_path / 'y.npy', operator.measure(sample.target).numpy())
+    path = config(OPERATORS['ct'], image='phantom')
+    unknown = f"signal = dict(type='mmext.SignalDataset', size=16, measurement='{tmp_path / 'y.npy'}')"
+    text = (
+        Path(path).read_text().replace("signal = dict(type='mmext.SignalDataset', image='phantom', size=16)", unknown)
+    )
+    Path(path).write_text(f'{text}val_evaluator = []\ntest_evaluator = []\n')
+    run(path, tmp_path / 'work')
+    assert (tmp_path / 'work/pictures/iter_000004.png').is_file()
+    test['main']([path, str(tmp_path / 'work/iter_4.pth'), '--work-dir', str(tmp_path / 'test')])
+    assert (tmp_path / 'test/pictures/test.png').is_file()
 
 
 def test_a_network_is_shown_its_signal_once(config, tmp_path):
@@ -369,6 +475,22 @@ def test_a_checkpoint_that_does_not_tell_the_choice_is_refused(config, tmp_path)
     path = config(network=FOURIER)
     with pytest.raises(cli.UsageError, match=r'model\.network\.encoding\.sigma .* work dir'):
         test['main']([path, str(tmp_path / 'bare.pth'), '--work-dir', str(tmp_path / 'test')])
+
+
+@pytest.mark.parametrize(
+    'part',
+    [
+        dict(act_cfg=dict(type='mmext.GaussianActivation', scale='fresh')),
+        dict(act_cfg=dict(type='mmext.SineActivation', w0=dict(type='fresh'))),
+        dict(encoding=dict(type='mmext.FourierFeatures', num_frequencies='fresh')),
+    ],
+)
+def test_a_choice_that_nobody_can_make_is_refused(part, config, tmp_path):
+    path = config(network=dict(type='mmext.CoordMLP', out_features=1, **part))
+    with pytest.raises(
+        cli.UsageError, match=r"^FreSh chooses first_w0 of .* got (scale|w0|num_frequencies)='fresh' in "
+    ):
+        run(path, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,21 @@ def test_compare_takes_coordinate_networks_and_one_reference_for_all(tool, tmp_p
     assert '| PSNR (dB) |' in (tmp_path / 'inr.md').read_text()
     with pytest.raises(UsageError, match='is not among the configs'):
         compare.main([*arguments, '--reference', 'other.py'])
+
+
+def test_compare_measures_networks_whose_frequencies_the_training_has_chosen(tool, tmp_path, monkeypatch):
+    compare = tool('compare')
+    text = "model = dict(type='mmext.SignalModel', network=dict(type='mmext.CoordMLP', encoding=ENCODING))\n"
+    text = text.replace('ENCODING', "dict(type='mmext.PositionalEncoding', num_octaves={})")
+    (tmp_path / 'open.py').write_text(text.format("'fresh'"))
+
+    def train(config, seed, work_dir, metric):
+        work_dir.mkdir(parents=True)
+        (work_dir / config.name).write_text(text.format(3))
+        return 30.0
+
+    monkeypatch.setattr(compare, 'train', train)
+    arguments = ['--seeds', '4', '--metric', 'signal/PSNR', '--shape', '8', '8', '--out', str(tmp_path / 'out')]
+    compare.main([str(tmp_path / 'open.py'), *arguments])
+    (row,) = json.loads((tmp_path / 'out.json').read_text())
+    assert row['parameters'] == 7479 + 28 * 12

@@ -150,6 +150,8 @@ def test_mistakes_are_said_in_a_sentence(tool, trained, tmp_path):
         UsageError, match=r'does not fit the model: 0 keys are missing .* and \d+ unexpected .*; pass the config'
     ):
         tool.main([*paths, '--cfg-options', 'model.network.norm_cfg=None'])
+    with pytest.raises(UsageError, match=r'\.pth: .* size mismatch for [^\n]+, and \d+ more like it; pass the config'):
+        tool.main([*paths, '--cfg-options', 'model.network.width=9'])
     with pytest.raises(UsageError, match=r'config\.py has no test_dataloader'):
         tool.main([*paths, '--cfg-options', 'test_dataloader=None'])
     with pytest.raises(UsageError, match=r'missing\.py does not exist'):

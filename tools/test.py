@@ -73,6 +73,11 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     if pictures := [h for h in cfg.get('custom_hooks') or [] if h['type'] == 'mmext.SignalPictureHook']:
         pictures[0].out_dir = folder
         return
+    if cfg.model.get('type') == 'mmext.SignalModel':
+        raise cli.UsageError(
+            "--show-dir needs dict(type='mmext.SignalPictureHook') in the custom_hooks of a coordinate network; the config "
+            'lacks it, start from configs/inr/_base_/runtime.py'
+        )
     if not hook or (scope == 'mmseg' and not cfg.get('visualizer')):
         raise cli.UsageError(
             "--show-dir needs the host's visualization hook in default_hooks, and in mmseg a visualizer; the config lacks "

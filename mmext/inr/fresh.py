@@ -152,10 +152,15 @@ class Request(NamedTuple):
 
 
 def requests(cfg: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Request]:
-    """Find the networks in a model's config whose frequencies are to be chosen."""
+    """Find the networks in a model's config whose frequencies are to be chosen.
+
+    Raises:
+        ValueError: If a part asks for a choice that nobody knows how to make.
+    """
     for key, value in cfg.items():
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or _open(value):
             continue
+        _refuse_unknown(key, value)
         if key in PARTS and _asks(value):
             argument, _ = FRESH_GRIDS[value['type']]
             asked = value[argument]
@@ -216,8 +221,22 @@ def _saved(checkpoint: Mapping[str, Any], key: str) -> float:
 def _asks(part: Mapping[str, Any] | None) -> bool:
     if not part or part.get('type') not in FRESH_GRIDS:
         return False
-    value = part.get(FRESH_GRIDS[part['type']][0])
-    return value == 'fresh' or (isinstance(value, Mapping) and value.get('type') == 'fresh')
+    return _open(part.get(FRESH_GRIDS[part['type']][0]))
+
+
+def _open(value: Any) -> bool:
+    return (value.get('type') if isinstance(value, Mapping) else value if isinstance(value, str) else None) == 'fresh'
+
+
+def _refuse_unknown(key: str, part: Mapping[str, Any]) -> None:
+    known = FRESH_GRIDS[part['type']][0] if key in PARTS and part.get('type') in FRESH_GRIDS else None
+    for argument, value in part.items():
+        if argument != known and _open(value):
+            choices = ', '.join(f'{name} of {kind}' for kind, (name, _) in FRESH_GRIDS.items())
+            raise ValueError(
+                f"FreSh chooses {choices}, in the {' or '.join(PARTS)} of a network, got {argument}='fresh' in {key} of type "
+                f'{part.get("type")}; give {argument} a value'
+            )
 
 
 def _with(cfg: Mapping[str, Any], part: str, argument: str, value: float) -> dict:

@@ -43,7 +43,7 @@ class ReconstructionMetric(BaseMetric):
             if sample.get('target') is None:
                 raise ValueError(
                     'ReconstructionMetric compares with a target and got a sample that has none; where the truth is unknown, '
-                    'leave out the evaluator'
+                    'set val_evaluator=[] and test_evaluator=[]'
                 )
             self.results.append(reconstruction_quality(sample))
 

@@ -55,8 +55,8 @@ class SignalDataset(Dataset):
         [0, 1], ``measurement`` if there is one, and the metainfo ``signal``, a name, and ``size``.
 
     Raises:
-        ValueError: If there is no such picture or file, or neither picture nor measurement are given, or a measurement is
-            given without picture and size.
+        ValueError: If there is no such picture or file, or it cannot be read, or neither picture nor measurement are given, or
+            a measurement is given without picture and size, or the size is none.
         ImportError: If Pillow or scikit-image is not installed.
     """
 
@@ -67,7 +67,7 @@ class SignalDataset(Dataset):
         grey: bool = False,
         measurement: str | None = None,
     ) -> None:
-        shape = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
+        shape = _shape(size)
         if image is None and (measurement is None or shape is None):
             raise ValueError(
                 f'SignalDataset needs an image, or a measurement and the size of what was measured, got {measurement=} and '
@@ -102,14 +102,15 @@ def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = Fa
         grey: Take the luminance of a picture in colour.
 
     Raises:
-        ValueError: If there is no such picture.
+        ValueError: If there is no such picture, or its values have no known range: integers of at most 16 bits are divided by
+            the largest, other numbers are taken as they are and must lie in [0, 1].
         ImportError: If Pillow or scikit-image is not installed.
     """
     for module, package in (('PIL', 'pillow'), ('skimage', 'scikit-image')):
         if find_spec(module) is None:
             raise ImportError(f'the pictures of coordinate networks need {package}; pip install {package}')
     import skimage
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
     from skimage.transform import resize
 
     # The files are opened as such: skimage.data's functions may reach for the network.
@@ -120,13 +121,22 @@ def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = Fa
             f'there is no picture {name!r}, neither a file nor one of those that come with scikit-image; the nearest of '
             f'these are {", ".join(near)}'
         )
-    with Image.open(path) as opened:
-        array = np.asarray(opened if opened.mode in ('1', 'L', 'I;16', 'I', 'F') else opened.convert('RGB'))
+    try:
+        with Image.open(path) as opened:
+            kept = opened.mode in ('1', 'L', 'I', 'F') or opened.mode.startswith('I;16')
+            array = np.asarray(opened if kept else opened.convert('RGB'))
+    except UnidentifiedImageError as error:
+        raise ValueError(f'{path} is no image that Pillow can read; save it as PNG, JPEG or TIFF') from error
     if array.dtype == bool:
         array = array.astype(np.float64)
     elif np.issubdtype(array.dtype, np.integer):
         # Pillow opens 16 bit files as 32 bit integers.
         array = array / (255.0 if array.dtype == np.uint8 else 65535.0)
+    if not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(
+            f'{path} has values in [{array.min():.4g}, {array.max():.4g}] of the range [0, 1] that a picture has here; scale '
+            'them, or save integers of 8 or 16 bits'
+        )
     array = array[..., None] if array.ndim == 2 else array
     if (array == array[..., :1]).all():
         array = array[..., :1]
@@ -137,8 +147,27 @@ def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = Fa
     return np.ascontiguousarray(array, dtype=np.float32).clip(0, 1)
 
 
+def _shape(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f'SignalDataset needs a size (H, W), or one number for both, of at least 1, got {size=}')
+    return sides[0], sides[1]
+
+
 def _load_array(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise ValueError(f'there is no measurement {path}; save the array with numpy.save')
-    array = np.load(path)
+    try:
+        array = np.load(path)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f'the measurement {path} is no array of numbers; save it with numpy.save') from error
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number):
+        raise ValueError(f'the measurement {path} is no single array of numbers; save it with numpy.save')
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f'the measurement {path} holds {(~np.isfinite(array)).sum()} values that are no numbers; replace what was not '
+            'measured, or leave it out'
+        )
     return array.astype(np.complex64 if np.iscomplexobj(array) else np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -39,22 +40,20 @@ class SignalHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Freeze the statistics of a model that is being trained."""
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
-            self._freeze(runner)
+            self._model(runner).freeze_stats(self._coords(runner))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put exact statistics into the checkpoint."""
-        model = unwrap(runner.model)
-        training = model.training
-        self._freeze(runner)
-        for name, tensor in model.state_dict().items():
-            # Buffers are what freezing changes; parameters may have been exchanged by another hook.
-            if name not in checkpoint['state_dict'] or name in dict(model.named_buffers()):
-                checkpoint['state_dict'][name] = tensor.detach().cpu().clone()
-        model.train(training)
+        # A copy, because another hook may have exchanged the weights of the checkpoint, for their average for example. The
+        # statistics must be those of what is saved.
+        model = copy.deepcopy(self._model(runner))
+        model.load_state_dict(checkpoint['state_dict'], strict=False)
+        model.freeze_stats(self._coords(runner))
+        buffers = dict(model.named_buffers())
+        checkpoint['state_dict'].update({k: v.cpu() for k, v in model.state_dict().items() if k in buffers})
 
-    def _freeze(self, runner: Runner) -> None:
-        coords: Tensor = self._sample(runner)['inputs'][0]
-        self._model(runner).freeze_stats(coords)
+    def _coords(self, runner: Runner) -> Tensor:
+        return self._sample(runner)['inputs'][0]
 
     @staticmethod
     def _model(runner: Runner) -> Any:

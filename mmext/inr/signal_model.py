@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from mmext.inr.base import full_precision
 from mmext.inr.compression import stored_bits
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.operators import IdentityOperator
@@ -44,8 +45,9 @@ class SignalModel(BaseModel):
         ``size``, (H, W). :class:`mmext.SignalDataset` makes them.
 
     Raises:
-        ValueError: If ``num_points`` is combined with another operator, the range is empty, or a batch holds several signals
-            or neither a target nor a measurement.
+        ValueError: If ``num_points`` is combined with another operator or below 1, the range is empty, a complex image gets
+            an odd number of values, a batch holds several signals or neither a target nor a measurement, or what was
+            measured has another shape or kind than what is predicted.
     """
 
     def __init__(
@@ -69,6 +71,14 @@ class SignalModel(BaseModel):
             raise ValueError(
                 f'SignalModel trains on num_points={num_points} of the positions only where each is measured by itself, got '
                 f'the operator {type(self.operator).__name__}; leave num_points out'
+            )
+        if num_points is not None and num_points < 1:
+            raise ValueError(f'SignalModel needs one position per step at least, got {num_points=}; None takes all')
+        values = getattr(self.network, 'out_features', 2)
+        if self.operator.complex_image and values % 2:
+            raise ValueError(
+                f'SignalModel needs a real and an imaginary part per channel of a complex image, got out_features={values} of '
+                f'the network; set it to {2 * values}, or complex_image=False of the operator'
             )
         self._measured: tuple[Any, Tensor] | None = None
 
@@ -109,19 +119,26 @@ class SignalModel(BaseModel):
     def loss(self, coords: Tensor, sample: BaseDataElement) -> dict[str, Tensor]:
         """Return the mean squared distance to the measurement, and the same in decibels."""
         measurement = self.measurement(sample)
-        if self.num_points is not None:
+        # A measurement of another shape is refused below, before anything is drawn from it.
+        if self.num_points is not None and measurement.shape[:-1] == coords.shape[:-1]:
             chosen = torch.randint(measurement[..., 0].numel(), (self.num_points,), device=coords.device)
             predicted = self.image(coords.flatten(0, -2)[chosen])
             measurement = measurement.flatten(0, -2)[chosen]
         else:
             predicted = self.image(self.operator.coordinates(coords))
             # Sums over thousands of pixels; not in the half precision of autocast.
-            with torch.autocast(coords.device.type, enabled=False):
+            with full_precision(coords):
                 predicted = self.operator(_at_least_float32(predicted))
         if predicted.shape != measurement.shape:
             raise ValueError(
                 f'SignalModel predicts a measurement of shape {tuple(predicted.shape)}, but {tuple(measurement.shape)} was '
                 'measured; the channels are out_features of the network, the rest is decided by the operator and the size'
+            )
+        if predicted.is_complex() != measurement.is_complex():
+            kinds = ('complex', 'real') if predicted.is_complex() else ('real', 'complex')
+            raise ValueError(
+                f'SignalModel predicts a {kinds[0]} measurement with {type(self.operator).__name__}, but a {kinds[1]} one was '
+                'measured; use the operator that it was measured with, and save the values as they are'
             )
         difference = _at_least_float32(predicted) - measurement
         if difference.is_complex():
@@ -153,7 +170,9 @@ class SignalModel(BaseModel):
         target = sample.target
         key = (sample.get('signal'), tuple(target.shape), target.device)
         if key[0] is None or self._measured is None or self._measured[0] != key:
-            self._measured = (key, self.operator.measure(target))
+            # The first step of a training in mixed precision comes here, too.
+            with full_precision(target):
+                self._measured = (key, self.operator.measure(target))
         return self._measured[1]
 
     def describe(self, sample: BaseDataElement) -> None:

@@ -75,9 +75,10 @@ def train(config: Path, seed: int, work_dir: Path, metric: str) -> float:
     return found[-1]
 
 
-def build(config: Path) -> nn.Module:
-    """Build a config's model on one processor."""
-    cfg = Config.fromfile(config)
+def build(config: Path, work_dir: Path) -> nn.Module:
+    """Build a config's model on one processor, with what the training in ``work_dir`` has chosen for it."""
+    written = work_dir / config.name
+    cfg = Config.fromfile(written if written.is_file() else config)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     return revert_sync_batchnorm(MODELS.build(ConfigDict(copy.deepcopy(cfg.model.to_dict()))))
 
@@ -184,7 +185,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             jobs = [(config, seed, args.out / config.stem / f'seed{seed}') for config in group for seed in args.seeds]
             for (config, *_), score in zip(jobs, pool.map(lambda job: train(*job, args.metric), jobs), strict=True):
                 accuracy.setdefault(config.stem, []).append(score)
-    costs = cost({config.stem: build(config) for config in args.configs}, args.shape)
+    models = {c.stem: build(c, args.out / c.stem / f'seed{args.seeds[0]}') for c in args.configs}
+    costs = cost(models, args.shape)
     rows = []
     for config, reference in bases.items():
         name, against = config.stem, costs[reference.stem]

@@ -24,7 +24,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmext import cli
-from mmext.deploy import fold
+from mmext.deploy import fold, load_all
 from mmext.hooks.checkpoint_guard import read_checkpoint, state_dict_of
 from mmext.inr.compression import stored_bits
 from mmext.inr.reconstruction_metric import reconstruction_quality
@@ -61,12 +61,10 @@ def load_model(cfg: Config, path: str) -> SignalModel:
             f'compression_report serves the coordinate networks of a mmext.SignalModel, but the model of {cfg.filename} is a '
             f'{type(model).__name__}'
         )
-    missing, unexpected = model.load_state_dict(state_dict_of(read_checkpoint(path)), strict=False)
-    if missing or unexpected:
-        raise cli.UsageError(
-            f'checkpoint {path} does not fit the model: {len(missing)} keys are missing ({missing[:3]}) and '
-            f'{len(unexpected)} unexpected ({unexpected[:3]}); pass the config that it was trained with'
-        )
+    try:
+        load_all(model, state_dict_of(read_checkpoint(path)))
+    except RuntimeError as misfit:
+        raise cli.UsageError(f'{path}: {misfit}') from misfit
     return model.eval()
 
 
