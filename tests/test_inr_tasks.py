@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.structures import BaseDataElement
 
 import mmext.cli as cli
+from mmext.hooks.checkpoint_guard import CheckpointError
 from mmext.inr import PICTURES, SignalDataset, coordinate_grid, load_picture, stored_bits
 
 ROOT = Path(__file__).parents[1]
@@ -500,3 +501,52 @@ def test_a_choice_that_nobody_can_make_is_refused(part, config, tmp_path):
 def test_an_open_choice_is_refused_where_nobody_makes_it(kind, argument):
     with pytest.raises(ValueError, match=rf"{kind} is given {argument}='fresh'"):
         MODELS.build({'type': f'mmext.{kind}', argument: 'fresh'})
+
+
+# --- what cannot be meant --------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_variant_is_refused(config, tmp_path):
+    run(config(network=dict(NETWORK, norm_cfg=dict(type='BN'))), tmp_path / 'bn')
+    path, saved = config(name='cn'), str(tmp_path / 'bn/iter_4.pth')
+    with pytest.raises(CheckpointError, match=r'fits SignalModel in part only: .*running_mean'):
+        test['main']([path, saved, '--work-dir', str(tmp_path / 'test')])
+
+
+@pytest.mark.parametrize(
+    'network',
+    [
+        dict(type='mmext.SPW', network=NETWORK, trunk_dim=4),
+        dict(
+            type='mmext.ConvINR',
+            out_features=1,
+            width=4,
+            depth=2,
+            reparam=dict(type='dynamic', source='given', condition_dim=112),
+        ),
+    ],
+    ids=['spw', 'conv_inr'],
+)
+def test_a_network_that_was_shown_nothing_sees_the_signal_of_the_first_loss(network):
+    model = build(network)
+    inputs, samples = batch()
+    assert model.network.awaits_signal
+    model(inputs, samples, mode='loss')
+    assert not model.network.awaits_signal
+    shown = build(network)
+    shown.describe(samples[0])
+    conditions = [[b for n, b in m.named_buffers() if n.endswith('condition')] for m in (model, shown)]
+    assert conditions[0]
+    assert all(torch.equal(a, b) for a, b in zip(*conditions, strict=True))
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    from PIL import Image
+
+    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    image.save(tmp_path / 'turned.png', exif=exif)
+    np.testing.assert_allclose(
+        load_picture(str(tmp_path / 'turned.png'))[..., 0] * 255, np.rot90(np.asarray(image), -1), atol=1e-4
+    )

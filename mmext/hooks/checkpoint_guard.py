@@ -91,7 +91,8 @@ class CheckpointGuardHook(Hook):
 
     Raises:
         CheckpointError: If the checkpoint holds no tensors by name; if not one of them fits the model; if it is to be
-            resumed from and holds weights only; or if it was saved by a training model with generated kernels
+            resumed from and holds weights only; if it fits in part a model that says of itself ``fits_whole``, as
+            :class:`mmext.SignalModel` does; or if it was saved by a training model with generated kernels
             (:class:`mmext.convs.generated.GeneratedConv2d`) and the model has plain convolutions in their place.
     """
 
@@ -149,6 +150,11 @@ def _compare(saved: dict[str, Tensor], model: nn.Module, what: str, logger: logg
         raise CheckpointError(
             f'{what}: no tensor fits ({_named(unexpected or shapes)} in the checkpoint, '
             f'{_named(missing or shapes)} in the model); it belongs to another model, check config, checkpoint and prefix'
+        )
+    if getattr(model, 'fits_whole', False) and (missing or unexpected or shapes):
+        raise CheckpointError(
+            f'{what} fits {type(model).__name__} in part only: {_named(missing)} missing, {_named(unexpected)} unexpected, '
+            f'{_named(shapes)} of another shape; use the config that it was trained with'
         )
     logger.log(
         logging.WARNING if missing or unexpected or shapes else logging.INFO,

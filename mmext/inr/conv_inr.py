@@ -132,6 +132,12 @@ class ConvINR(CoordNetwork):
             if isinstance(module, ConditionedConv2d):
                 module.set_condition(condition)
 
+    @property
+    def awaits_signal(self) -> bool:
+        """Whether a layer asks what the signal looks like, and has not been told."""
+        layers = [m for m in self.modules() if isinstance(m, ConditionedConv2d) and m.source == 'given']
+        return any(not bool(m.condition.any()) for m in layers)
+
     def set_signal(self, image: Tensor) -> None:
         """Describe the signal by an image, (C, H, W) or several, in [0, 1], to the layers that ask what it looks like.
 

@@ -20,7 +20,7 @@ class MeasurementOperator(nn.Module):
 
     Args:
         noise: Standard deviation of the Gaussian noise that :meth:`measure` adds, as a share of the largest absolute value
-            of the clean measurement.
+            of the clean measurement; of a complex one that of the complex noise, both parts together.
         seed: Of the noise, and of whatever else is drawn.
 
     Raises:
@@ -55,7 +55,7 @@ class MeasurementOperator(nn.Module):
         return self(image)
 
     def with_noise(self, clean: Tensor) -> Tensor:
-        """Add noise to a measurement; in both parts of a complex one."""
+        """Add noise to a measurement."""
         if not self.noise or not clean.numel():
             return clean
         # Drawn on the CPU: a generator belongs to a device, and a seed means the same numbers on all of them.

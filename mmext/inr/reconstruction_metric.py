@@ -102,7 +102,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
     a, b = _comparable('ssim', a, b)
     shortest = min(a.shape[:2])
     if shortest < 3:
-        raise ValueError(f'ssim needs images of at least 3 x 3 pixels, got {tuple(a.shape)}; report the PSNR alone')
+        raise ValueError(f'ssim needs images of at least 3 x 3 pixels, got {tuple(a.shape)}; evaluate on a finer grid')
     try:
         from skimage.metrics import structural_similarity
     except ImportError as error:

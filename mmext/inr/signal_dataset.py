@@ -96,6 +96,8 @@ class SignalDataset(Dataset):
 def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = False) -> np.ndarray:
     """Return a picture as (H, W, 1) or (H, W, 3) in [0, 1], float32; one whose three channels agree has one.
 
+    It stands as a camera's EXIF note says; transparency is dropped.
+
     Args:
         name: A name in :data:`PICTURES`, or a path.
         size: (H, W) to resize it to, with a low pass before it is made smaller.
@@ -110,7 +112,7 @@ def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = Fa
         if find_spec(module) is None:
             raise ImportError(f'the pictures of coordinate networks need {package}; pip install {package}')
     import skimage
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
     from skimage.transform import resize
 
     # The files are opened as such: skimage.data's functions may reach for the network.
@@ -124,7 +126,8 @@ def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = Fa
     try:
         with Image.open(path) as opened:
             kept = opened.mode in ('1', 'L', 'I', 'F') or opened.mode.startswith('I;16')
-            array = np.asarray(opened if kept else opened.convert('RGB'))
+            upright = ImageOps.exif_transpose(opened)
+            array = np.asarray(upright if kept else upright.convert('RGB'))
     except UnidentifiedImageError as error:
         raise ValueError(f'{path} is no image that Pillow can read; save it as PNG, JPEG or TIFF') from error
     if array.dtype == bool:

@@ -42,13 +42,17 @@ class SignalModel(BaseModel):
     Shape:
         ``inputs``: the grid (H, W, d) of the whole signal, alone, in a list or as a batch of one. ``data_samples``: one
         ``BaseDataElement`` with ``target`` (H, W, C) in [0, 1], with ``measurement``, or with both, and the metainfo
-        ``size``, (H, W). :class:`mmext.SignalDataset` makes them.
+        ``size``, (H, W). :class:`mmext.SignalDataset` makes them. A simulated measurement is kept for the next step
+        under the metainfo ``signal``, if there is one, which must tell signals apart.
 
     Raises:
         ValueError: If ``num_points`` is combined with another operator or below 1, the range is empty, a complex image gets
             an odd number of values, a batch holds several signals or neither a target nor a measurement, or what was
             measured has another shape or kind than what is predicted.
     """
+
+    #: A network of one signal is that of its checkpoint or another one; :class:`mmext.CheckpointGuardHook` asks.
+    fits_whole = True
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class SignalModel(BaseModel):
                 f'SignalModel needs a real and an imaginary part per channel of a complex image, got out_features={values} of '
                 f'the network; set it to {2 * values}, or complex_image=False of the operator'
             )
+        self._asked = False
         self._measured: tuple[Any, Tensor] | None = None
 
     @staticmethod
@@ -119,6 +124,10 @@ class SignalModel(BaseModel):
     def loss(self, coords: Tensor, sample: BaseDataElement) -> dict[str, Tensor]:
         """Return the mean squared distance to the measurement, and the same in decibels."""
         measurement = self.measurement(sample)
+        if not self._asked:
+            self._asked = True
+            if getattr(self.network, 'awaits_signal', False):
+                self.describe(sample)
         # A measurement of another shape is refused below, before anything is drawn from it.
         if self.num_points is not None and measurement.shape[:-1] == coords.shape[:-1]:
             chosen = torch.randint(measurement[..., 0].numel(), (self.num_points,), device=coords.device)

@@ -109,6 +109,11 @@ class SPW(CoordNetwork):
             )
         self.condition.copy_(standardised(condition))
 
+    @property
+    def awaits_signal(self) -> bool:
+        """Whether the signal has not been described yet."""
+        return not bool(self.condition.any()) or getattr(self.network, 'awaits_signal', False)
+
     def set_signal(self, image: Tensor) -> None:
         """Describe the signal by an image, (C, H, W) or several, in [0, 1], see :func:`mmext.inr.describe_image`."""
         self.set_condition(describe_image(self.semantics, image).to(self.condition))

@@ -174,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if missing := [str(p) for p in args.configs if not p.is_file()]:
         raise cli.UsageError(f'no such config: {", ".join(missing)}')
+    if len({p.stem for p in args.configs}) < len(args.configs):
+        raise cli.UsageError('two configs have the same name, under which their results would be kept; rename one')
     if args.reference is not None and args.reference not in args.configs:
         raise cli.UsageError(f'--reference {args.reference} is not among the configs; add it to them')
     bases = references(args.configs) if args.reference is None else dict.fromkeys(args.configs, args.reference)
