@@ -181,8 +181,9 @@ class _CrossNorm(torch.autograd.Function):
             return (*(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None)
         gain = 1 + 1 / divisor
         column_shift = column_mean * (count / divisor / gain)
-        grad_x = torch.empty_like(x)
+        # In this order: a small tensor in the gap that a freed large one left would send the next large one to fresh pages.
         row_slope, row_offset = torch.empty_like(row_mean), torch.empty_like(row_mean)
+        grad_x = torch.empty_like(x)
         sums = []
         rows = [_blocks(t, x) for t in (x, grad, grad_x, row_mean, row_var, row_slope, row_offset)]
         for block, g, out, mean, var, slope, offset in zip(*rows, strict=True):

@@ -10,6 +10,8 @@ Medians of thread CPU time, contenders in turns in one process, each compared wi
 - eval: the 28 x 10 perceptron with frozen statistics on 512 x 512, and with its norms fused, against the one without norms;
 - radon: forward and backward of mmext.RadonOperator on 256 x 256, against sampling a rotated image for each view.
 
+The allocator is told to keep the pages that it has: where glibc returns them after a step and takes them again in the next one
+is a matter of luck, which made up to a third of a step for one network and nothing for another, and changed from run to run.
 The exit status is 1 where a target is missed, so look at the machine's load before you believe it.
 """
 
@@ -17,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import json
 import math
+import platform
 import sys
 from functools import partial
 from pathlib import Path
@@ -36,6 +40,16 @@ NORMS = {'BN': 'BN', 'LN': 'LN', 'GN': 'mmext.GlobalNorm', 'CN': 'mmext.CrossNor
 # At most so many times slower than batch norm, and a folded network than the plain one of the same layers.
 TARGETS = {'CN': 1.5}
 FOLDED = 1.03
+# Of malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_pages() -> None:
+    """Tell glibc not to return freed memory to the system; other C libraries are left as they are."""
+    if platform.libc_ver()[0] == 'glibc':
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
 def perceptrons() -> dict[str, nn.Module]:
@@ -72,7 +86,7 @@ def train(report: Report, rounds: int) -> None:
             optimizer.step()
 
         steps[name] = step
-    times = interleave(steps, max(3, rounds // 2))
+    times = interleave(steps, 2 * rounds)
     for name in NORMS:
         against(report, f'training step {name}', times, name, 'BN', TARGETS.get(name))
 
@@ -157,6 +171,7 @@ def main() -> int:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_inr'))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_pages()
     torch.manual_seed(0)
     report = Report()
     print(json.dumps(setting()))
