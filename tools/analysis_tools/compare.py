@@ -153,6 +153,9 @@ def plot(rows: Sequence[dict], title: str, path: Path) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
+    # What all names end with tells nothing apart.
+    ending = os.path.commonprefix([row['name'][::-1] for row in rows])[::-1] if len(rows) > 1 else ''
+    ending = ending[ending.index('_') :] if '_' in ending else ''
     groups = list(dict.fromkeys(row['reference'] for row in rows))
     figure, axes = plt.subplots(1, len(groups), figsize=(6 * len(groups), 5), layout='constrained', squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
@@ -161,9 +164,13 @@ def plot(rows: Sequence[dict], title: str, path: Path) -> None:
             colour = '#c44e52' if row['name'] == group else '#4878a8'
             axis.errorbar(row['training'], row['mean'], row['spread'], fmt='o', capsize=3, color=colour)
             axis.annotate(
-                row['name'], (row['training'], row['mean']), xytext=(5, 4), textcoords='offset points', fontsize=8
+                row['name'].removesuffix(ending),
+                (row['training'], row['mean']),
+                xytext=(5, 4),
+                textcoords='offset points',
+                fontsize=8,
             )
-        axis.set(xlabel='training step, one thread (ms)', ylabel=title, title=f'in the place of {group}')
+        axis.set(xlabel='training step, one thread (ms)', ylabel=title, title=f'beside {group}')
         axis.grid(alpha=0.3)
         axis.margins(x=0.2)
     figure.savefig(path, dpi=110)
