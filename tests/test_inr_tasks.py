@@ -1,5 +1,6 @@
 """Coordinate networks as signals to be fitted: the data, the model, the hook, and the tools on all of it."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -550,3 +551,13 @@ def test_a_photograph_stands_upright(tmp_path):
     np.testing.assert_allclose(
         load_picture(str(tmp_path / 'turned.png'))[..., 0] * 255, np.rot90(np.asarray(image), -1), atol=1e-4
     )
+
+
+def test_the_run_in_the_docs_is_one(tmp_path):
+    text = (ROOT / 'docs/inr.md').read_text()
+    (block,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    path = tmp_path / 'my_config.py'
+    path.write_text(block.replace("'configs/", f"'{ROOT}/configs/"))
+    small = [f'{loader}_dataloader.dataset.size=16' for loader in ('train', 'val')]
+    options = ['--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', *small]
+    assert run(str(path), tmp_path / 'work', *options).iter == 2

@@ -154,8 +154,9 @@ def plot(rows: Sequence[dict], title: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     # What all names end with tells nothing apart.
-    ending = os.path.commonprefix([row['name'][::-1] for row in rows])[::-1] if len(rows) > 1 else ''
-    ending = ending[ending.index('_') :] if '_' in ending else ''
+    first = rows[0]['name']
+    endings = (first[i:] for i, letter in enumerate(first) if letter == '_')
+    ending = next((e for e in endings if len(rows) > 1 and all(row['name'].endswith(e) for row in rows)), '')
     groups = list(dict.fromkeys(row['reference'] for row in rows))
     figure, axes = plt.subplots(1, len(groups), figsize=(6 * len(groups), 5), layout='constrained', squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
