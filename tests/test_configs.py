@@ -14,9 +14,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
+from mmext.blocks.build import component
 from mmext.datasets.digit_scenes import load_sources, make_scene, make_single
 from mmext.deploy import fold
-from mmext.inr.fresh import FRESH_GRIDS, requests
+from mmext.inr.fresh import requests
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('*/*/*.py') if '_base_' not in p.parts)
@@ -57,7 +58,7 @@ def load(path):
         cfg.train_dataloader.dataset.size = SIZE // 2
         # What is chosen from the signal is the first candidate, unless the choice is what is tested.
         for request in requests(cfg.model.to_dict(), ('model',)):
-            first = FRESH_GRIDS[reduce(getitem, (*request.path, request.part), cfg)['type']][1][0]
+            _, (first, *_) = component(reduce(getitem, (*request.path, request.part), cfg)).frequency
             cfg.merge_from_dict({'.'.join((*request.path, request.part, request.argument)): first})
     return cfg
 

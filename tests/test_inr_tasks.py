@@ -490,7 +490,7 @@ def test_a_checkpoint_that_does_not_tell_the_choice_is_refused(config, tmp_path)
 def test_a_choice_that_nobody_can_make_is_refused(part, config, tmp_path):
     path = config(network=dict(type='mmext.CoordMLP', out_features=1, **part))
     with pytest.raises(
-        cli.UsageError, match=r"^FreSh chooses first_w0 of .* got (scale|w0|num_frequencies)='fresh' in "
+        cli.UsageError, match=r"^FreSh chooses .*first_w0 of .* got (scale|w0|num_frequencies)='fresh' in "
     ):
         run(path, tmp_path)
 

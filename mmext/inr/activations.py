@@ -31,6 +31,9 @@ class SineActivation(nn.Module):
         ValueError: If ``bias_init`` is unknown.
     """
 
+    #: What FreSh chooses, and the values that it tries.
+    frequency = ('first_w0', tuple(range(10, 201, 10)))
+
     def __init__(
         self, w0: float = 30.0, first_w0: float | None = None, bias_init: str = 'default', first: bool = False
     ) -> None:

@@ -54,6 +54,9 @@ class PositionalEncoding(nn.Module):
         ValueError: If ``order`` is unknown or ``num_octaves`` negative.
     """
 
+    #: What FreSh chooses, and the values that it tries (ours).
+    frequency = ('num_octaves', tuple(range(1, 11)))
+
     def __init__(
         self, in_features: int = 2, num_octaves: int = 10, include_input: bool = True, order: str = 'function'
     ) -> None:
@@ -102,6 +105,8 @@ class FourierFeatures(nn.Module):
         (..., d) to (..., 2m); B (buffer) is (m, d). Computed in float32 at least.
     """
 
+    #: What FreSh chooses, and the values that it tries.
+    frequency = ('sigma', tuple(range(1, 21)))
     frequencies: Tensor
 
     def __init__(

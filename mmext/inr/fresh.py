@@ -14,11 +14,11 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmext.blocks.build import component
 from mmext.inr.grid import coordinate_grid
 from mmext.registry import DATASETS, MODELS
 
 __all__ = [
-    'FRESH_GRIDS',
     'Request',
     'diagonal_spectrum',
     'requests',
@@ -26,13 +26,6 @@ __all__ = [
     'settle',
     'spectral_distance',
 ]
-
-#: Which argument sets the frequencies of an encoding or activation, and the values to try (for octaves, ours).
-FRESH_GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
-    'mmext.SineActivation': ('first_w0', tuple(range(10, 201, 10))),
-    'mmext.FourierFeatures': ('sigma', tuple(range(1, 21))),
-    'mmext.PositionalEncoding': ('num_octaves', tuple(range(1, 11))),
-}
 
 #: Arguments of a coordinate network that may have frequencies.
 PARTS = ('encoding', 'act_cfg')
@@ -88,9 +81,9 @@ def select_frequencies(
 
     Kania et al., *FreSh: Frequency Shifting for Accelerated Neural Representation Learning*, 2024, arXiv 2410.05050.
 
-    What is chosen is the argument in :data:`FRESH_GRIDS` of the config's encoding or activation, of the one that asks for it
-    by the value ``'fresh'``, else of the encoding if that has one. Networks of every candidate are drawn from the same seed;
-    nothing is trained, and the global random state is as before.
+    What is chosen is the argument that an encoding or activation names in its attribute ``frequency``, beside the values to
+    try; of the one that asks for it by the value ``'fresh'``, else of the encoding if that has one. Networks of every
+    candidate are drawn from the same seed; nothing is trained, and the global random state is as before.
 
     In the config of a run, the value ``'fresh'``, or ``dict(type='fresh', candidates=..., num_inits=...)`` with the arguments
     below, makes ``tools/train.py`` choose; what it chose is in the config and in the checkpoints that it writes.
@@ -110,14 +103,14 @@ def select_frequencies(
     Raises:
         ValueError: If neither the encoding nor the activation has frequencies to choose.
     """
-    part = next((p for p in PARTS if _asks(cfg.get(p))), None)
-    part = part or next((p for p in PARTS if (cfg.get(p) or {}).get('type') in FRESH_GRIDS), None)
-    if part is None:
+    able = [p for p in PARTS if cfg.get(p) and _frequency(cfg[p]) is not None]
+    if not able:
         raise ValueError(
-            f'select_frequencies needs an encoding or an act_cfg of type {sorted(FRESH_GRIDS)}, got '
-            f'{cfg.get("encoding")} and {cfg.get("act_cfg")}'
+            f'select_frequencies chooses {_choices()}, got a network with encoding={cfg.get("encoding")} and '
+            f'act_cfg={cfg.get("act_cfg")}; give it one of them'
         )
-    argument, grid_of_values = FRESH_GRIDS[cfg[part]['type']]
+    part = next((p for p in able if any(map(_open, cfg[p].values()))), able[0])
+    argument, grid_of_values = component(cfg[part]).frequency
     side = min(*target.shape[-2:], 1024)
     wanted = diagonal_spectrum(target, crop, fold)
     coords = coordinate_grid(side, side, device=target.device)
@@ -160,12 +153,17 @@ def requests(cfg: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Req
     for key, value in cfg.items():
         if not isinstance(value, Mapping) or _open(value):
             continue
-        _refuse_unknown(key, value)
-        if key in PARTS and _asks(value):
-            argument, _ = FRESH_GRIDS[value['type']]
-            asked = value[argument]
-            options = {} if isinstance(asked, str) else {k: v for k, v in asked.items() if k != 'type'}
-            yield Request(path, key, argument, options)
+        asked = [argument for argument, given in value.items() if _open(given)]
+        if asked:
+            known = _frequency(value) if key in PARTS else None
+            if known is None or asked != [known[0]]:
+                raise ValueError(
+                    f"FreSh chooses {_choices()}, got {asked[0]}='fresh' in {key} of type {value.get('type')}; give "
+                    f'{asked[0]} a value'
+                )
+            options = value[asked[0]]
+            options = {} if isinstance(options, str) else {k: v for k, v in options.items() if k != 'type'}
+            yield Request(path, key, asked[0], options)
         yield from requests(value, (*path, key))
 
 
@@ -218,25 +216,18 @@ def _saved(checkpoint: Mapping[str, Any], key: str) -> float:
     return value
 
 
-def _asks(part: Mapping[str, Any] | None) -> bool:
-    if not part or part.get('type') not in FRESH_GRIDS:
-        return False
-    return _open(part.get(FRESH_GRIDS[part['type']][0]))
-
-
 def _open(value: Any) -> bool:
     return (value.get('type') if isinstance(value, Mapping) else value if isinstance(value, str) else None) == 'fresh'
 
 
-def _refuse_unknown(key: str, part: Mapping[str, Any]) -> None:
-    known = FRESH_GRIDS[part['type']][0] if key in PARTS and part.get('type') in FRESH_GRIDS else None
-    for argument, value in part.items():
-        if argument != known and _open(value):
-            choices = ', '.join(f'{name} of {kind}' for kind, (name, _) in FRESH_GRIDS.items())
-            raise ValueError(
-                f"FreSh chooses {choices}, in the {' or '.join(PARTS)} of a network, got {argument}='fresh' in {key} of type "
-                f'{part.get("type")}; give {argument} a value'
-            )
+def _frequency(part: Mapping[str, Any]) -> tuple[str, Sequence[float]] | None:
+    return getattr(component(part), 'frequency', None)
+
+
+def _choices() -> str:
+    MODELS.import_from_location()
+    found = {name: c.frequency[0] for name, c in MODELS.module_dict.items() if hasattr(c, 'frequency')}
+    return ', '.join(f'{argument} of mmext.{name}' for name, argument in sorted(found.items()))
 
 
 def _with(cfg: Mapping[str, Any], part: str, argument: str, value: float) -> dict:
