@@ -122,12 +122,12 @@ def choose_frequencies(cfg: Config, checkpoint: str | None = None) -> None:
     Raises:
         UsageError: If the checkpoint does not tell what was chosen, or the choice cannot be made.
     """
-    from mmext.inr.fresh import requests, settle
+    from mmext.inr.fresh import open_frequencies, settle_frequencies
 
     try:
-        if any(requests(cfg.model.to_dict())):
+        if any(open_frequencies(cfg.model.to_dict())):
             init_default_scope(cfg.get('default_scope', 'mmengine'))
-            settle(cfg, None if checkpoint is None else read_checkpoint(checkpoint))
+            settle_frequencies(cfg, None if checkpoint is None else read_checkpoint(checkpoint))
     except ValueError as refusal:
         raise UsageError(str(refusal)) from refusal
 

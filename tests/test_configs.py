@@ -17,7 +17,7 @@ import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
 from mmext.blocks.build import component
 from mmext.datasets.digit_scenes import load_sources, make_scene, make_single
 from mmext.deploy import fold
-from mmext.inr.fresh import requests
+from mmext.inr.fresh import open_frequencies
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('*/*/*.py') if '_base_' not in p.parts)
@@ -57,7 +57,7 @@ def load(path):
     if cfg.get('default_scope') == 'mmengine':
         cfg.train_dataloader.dataset.size = SIZE // 2
         # What is chosen from the signal is the first candidate, unless the choice is what is tested.
-        for request in requests(cfg.model.to_dict(), ('model',)):
+        for request in open_frequencies(cfg.model.to_dict(), ('model',)):
             _, (first, *_) = component(reduce(getitem, (*request.path, request.part), cfg)).frequency
             cfg.merge_from_dict({'.'.join((*request.path, request.part, request.argument)): first})
     return cfg

@@ -56,14 +56,14 @@ def test_only_what_is_simulated_is_noisy():
     assert not operator.measure(image).requires_grad
 
 
-def test_the_view_is_a_picture_of_what_is_known():
+def test_the_preview_is_a_picture_of_what_is_known():
     image = 3 * IMAGE - 1
     expected = image.clamp(0, 1).movedim(-1, 0)
-    assert torch.equal(IdentityOperator().view(image, (12, 18)), expected)
-    assert torch.equal(IdentityOperator(noise=0.1).view(image, (12, 18)), expected)
-    assert torch.equal(IdentityOperator().view(1j * image, (12, 18)), image.abs().clamp(0, 1).movedim(-1, 0))
+    assert torch.equal(IdentityOperator().preview(image, (12, 18)), expected)
+    assert torch.equal(IdentityOperator(noise=0.1).preview(image, (12, 18)), expected)
+    assert torch.equal(IdentityOperator().preview(1j * image, (12, 18)), image.abs().clamp(0, 1).movedim(-1, 0))
     means = Downsampling(3).measure(IMAGE)
-    assert Downsampling(3).view(means, (12, 18)).shape == (3, 12, 18)
+    assert Downsampling(3).preview(means, (12, 18)).shape == (3, 12, 18)
 
 
 @pytest.mark.parametrize('kind', [IdentityOperator, Downsampling])

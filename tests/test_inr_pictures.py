@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
-from mmext.inr import draw_progress, draw_reconstruction, psnr, radial_spectrum, save_figure, signal_pictures
+from mmext.inr import draw_progress, draw_reconstruction, psnr, radial_spectrum, save_figure, signal_picture_hook
 from mmext.registry import DATASETS, MODELS
 
 SIZE = (12, 16)
@@ -122,7 +122,7 @@ def test_a_damaged_history_begins_anew(tmp_path, monkeypatch):
     run(tmp_path, max_iters=2, hook=dict(interval=99))
     (tmp_path / 'pictures/progress.json').write_text('[{"iter": 2, "PS')
     said = []
-    monkeypatch.setattr(signal_pictures, 'print_log', lambda message, *_: said.append(message))
+    monkeypatch.setattr(signal_picture_hook, 'print_log', lambda message, *_: said.append(message))
     run(tmp_path, load_from=str(tmp_path / 'iter_2.pth'), resume=True, hook=dict(interval=99))
     assert [p['iter'] for p in history(tmp_path)] == [4]
     assert len(said) == 1
@@ -156,7 +156,7 @@ def test_a_measurement_without_truth_is_drawn_without_progress(tmp_path):
 @pytest.mark.parametrize('missing', ['matplotlib.figure', 'skimage.metrics'])
 def test_a_missing_package_is_said_once_and_the_training_goes_on(missing, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(signal_pictures, 'print_log', lambda message, *_: said.append(message))
+    monkeypatch.setattr(signal_picture_hook, 'print_log', lambda message, *_: said.append(message))
     options = config(tmp_path, experiment_name=f'missing {missing}')
     options.update(val_evaluator=[], test_evaluator=[])  # SSIM needs scikit-image
     runner = Runner(**options)
@@ -170,7 +170,7 @@ def test_a_missing_package_is_said_once_and_the_training_goes_on(missing, tmp_pa
 
 
 def test_only_the_main_process_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(signal_pictures, 'is_main_process', lambda: False)
+    monkeypatch.setattr(signal_picture_hook, 'is_main_process', lambda: False)
     run(tmp_path, max_iters=2)
     assert not (tmp_path / 'pictures').exists()
 
@@ -184,7 +184,7 @@ def test_only_the_main_process_draws(tmp_path, monkeypatch):
     ],
 )
 def test_what_was_measured_stands_under_the_baseline(operator, title, monkeypatch):
-    monkeypatch.setattr(signal_pictures, 'save_figure', lambda figure, *_: found.append(panels(figure)))
+    monkeypatch.setattr(signal_picture_hook, 'save_figure', lambda figure, *_: found.append(panels(figure)))
     found = []
     cfg = config('unused', data=dict(image='coffee', size=(16, 16)))
     model = MODELS.build(dict(cfg['model'], operator=operator))
@@ -333,7 +333,7 @@ def test_an_interrupted_drawing_leaves_the_old_file(tmp_path, monkeypatch):
     save_figure(draw_progress([]), path, dpi=30)
     old = path.read_bytes()
     figure = draw_progress([dict(iter=1, PSNR=1.0, SSIM=0.1)])
-    monkeypatch.setattr('mmext.inr.pictures.os.replace', lambda *_: (_ for _ in ()).throw(OSError('killed')))
+    monkeypatch.setattr('mmext.inr.drawing.os.replace', lambda *_: (_ for _ in ()).throw(OSError('killed')))
     with pytest.raises(OSError, match='killed'):
         save_figure(figure, path, dpi=30)
     assert path.read_bytes() == old

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmext.inr.base import check_chosen
+from mmext.inr.base import at_least_float32, check_chosen
 from mmext.registry import MODELS
 
 __all__ = ['GaussianActivation', 'SineActivation', 'WaveletActivation']
@@ -106,7 +106,7 @@ class WaveletActivation(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Map real or complex ``z`` to complex values."""
         # There is no complex form of the half precision that autocast computes with.
-        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        z = at_least_float32(z)
         return torch.exp(1j * self.w0 * z - (self.s0 * z.abs()).square())
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmext.blocks.build import accepts, component
 from mmext.norms.position_norm import freeze_stats
 
-__all__ = ['CoordNetwork', 'build_position_norm', 'check_chosen', 'full_precision']
+__all__ = ['CoordNetwork', 'at_least_float32', 'build_position_norm', 'check_chosen', 'full_precision']
 
 
 class CoordNetwork(BaseModule):
@@ -25,6 +25,9 @@ class CoordNetwork(BaseModule):
 
     With norms over positions (BN, :class:`mmext.GlobalNorm`, :class:`mmext.CrossNorm`) the value at a position depends on
     which others it is evaluated with, in training always, in eval mode until :meth:`freeze_stats`.
+
+    A network that makes something of what its signal looks like also defines ``set_signal(image)`` and ``awaits_signal``, see
+    :class:`mmext.SPW`; one that folds into another config says so in ``deployed_cfg(cfg, fuse_bn)``, see :mod:`mmext.deploy`.
 
     Args:
         in_features: d, the number of coordinates.
@@ -60,6 +63,11 @@ def build_position_norm(norm_cfg: dict, channels: int, channel_dim: int) -> nn.M
     if accepts(component(cfg), 'channel_dim'):
         cfg.setdefault('channel_dim', channel_dim)
     return build_norm_layer(cfg, channels)[1]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a half precision ``tensor`` in float32, any other as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager:

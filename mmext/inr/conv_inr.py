@@ -126,28 +126,28 @@ class ConvINR(CoordNetwork):
             maps = layer(maps)
         return self.head(maps).permute(0, 2, 3, 1).reshape(*shape[:-1], self.out_features)
 
-    def set_condition(self, condition: Tensor) -> None:
-        """Describe the signal to every layer that takes a description, see :class:`mmext.ConditionedConv2d`."""
-        for module in self.modules():
-            if isinstance(module, ConditionedConv2d):
-                module.set_condition(condition)
+    def _conditioned(self) -> list[ConditionedConv2d]:
+        """Return the layers that ask what the signal looks like."""
+        return [m for m in self.modules() if isinstance(m, ConditionedConv2d) and m.source == 'given']
 
     @property
     def awaits_signal(self) -> bool:
         """Whether a layer asks what the signal looks like, and has not been told."""
-        layers = [m for m in self.modules() if isinstance(m, ConditionedConv2d) and m.source == 'given']
-        return any(not bool(m.condition.any()) for m in layers)
+        return any(not bool(layer.condition.any()) for layer in self._conditioned())
+
+    def set_condition(self, condition: Tensor) -> None:
+        """Describe the signal to every layer that takes a description, see :class:`mmext.ConditionedConv2d`."""
+        for module in self.modules():
+            if isinstance(module, ConditionedConv2d):
+                module.set_condition(condition.to(module.weight))
 
     def set_signal(self, image: Tensor) -> None:
         """Describe the signal by an image, (C, H, W) or several, in [0, 1], to the layers that ask what it looks like.
 
         See :func:`mmext.inr.describe_image`; without such layers nothing is done.
         """
-        layers = [m for m in self.modules() if isinstance(m, ConditionedConv2d) and m.source == 'given']
-        if layers:
-            condition = describe_image(self.semantics, image)
-            for layer in layers:
-                layer.set_condition(condition.to(layer.condition))
+        if self._conditioned():
+            self.set_condition(describe_image(self.semantics, image))
 
     @staticmethod
     def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmext.inr.base import check_chosen
+from mmext.inr.base import at_least_float32, check_chosen
 from mmext.registry import MODELS
 
 __all__ = ['FourierFeatures', 'IdentityEncoding', 'PositionalEncoding']
@@ -74,7 +74,7 @@ class PositionalEncoding(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """Encode ``coords``, (..., d)."""
-        coords = _at_least_float32(coords)
+        coords = at_least_float32(coords)
         parts = [coords] if self.include_input else []
         for octave in range(self.num_octaves):
             phase = coords * (2**octave * math.pi)
@@ -131,7 +131,7 @@ class FourierFeatures(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """Encode ``coords``, (..., d)."""
-        coords = _at_least_float32(coords)
+        coords = at_least_float32(coords)
         frequencies = self.frequencies.to(coords.dtype)
         # Not a matrix product: autocast would take it to half precision, where high frequencies are noise.
         phase = (2 * math.pi) * torch.stack(
@@ -141,7 +141,3 @@ class FourierFeatures(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.in_features}, num_frequencies={self.out_features // 2}, sigma={self.sigma}, seed={self.seed}'
-
-
-def _at_least_float32(coords: Tensor) -> Tensor:
-    return coords.float() if coords.dtype in (torch.float16, torch.bfloat16) else coords

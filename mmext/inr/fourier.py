@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mmext.inr.base import at_least_float32
 from mmext.inr.operators import MeasurementOperator
 from mmext.registry import MODELS
 
@@ -96,7 +97,7 @@ class MaskedFourierOperator(MeasurementOperator):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the measured frequencies."""
-        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        image = at_least_float32(image)
         spectrum = torch.fft.fft2(image, dim=(0, 1), norm='ortho')
         return spectrum.flatten(0, 1).index_select(0, self._measured(image.shape[:2], image.device))
 

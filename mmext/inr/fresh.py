@@ -19,11 +19,11 @@ from mmext.inr.grid import coordinate_grid
 from mmext.registry import DATASETS, MODELS
 
 __all__ = [
-    'Request',
+    'OpenFrequency',
     'diagonal_spectrum',
-    'requests',
+    'open_frequencies',
     'select_frequencies',
-    'settle',
+    'settle_frequencies',
     'spectral_distance',
 ]
 
@@ -128,7 +128,7 @@ def select_frequencies(
     return _with(cfg, part, argument, min(distances, key=lambda v: distances[v])), distances
 
 
-class Request(NamedTuple):
+class OpenFrequency(NamedTuple):
     """A place in a config that asks for a choice.
 
     Args:
@@ -144,7 +144,7 @@ class Request(NamedTuple):
     options: dict[str, Any]
 
 
-def requests(cfg: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Request]:
+def open_frequencies(cfg: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[OpenFrequency]:
     """Find the networks in a model's config whose frequencies are to be chosen.
 
     Raises:
@@ -163,11 +163,11 @@ def requests(cfg: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Req
                 )
             options = value[asked[0]]
             options = {} if isinstance(options, str) else {k: v for k, v in options.items() if k != 'type'}
-            yield Request(path, key, asked[0], options)
-        yield from requests(value, (*path, key))
+            yield OpenFrequency(path, key, asked[0], options)
+        yield from open_frequencies(value, (*path, key))
 
 
-def settle(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> dict[str, float]:
+def settle_frequencies(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Choose the frequencies that the config of a run asks for, and write them into the config.
 
     Args:
@@ -182,13 +182,13 @@ def settle(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> dict[str
         ValueError: If the checkpoint's config does not tell.
     """
     chosen = {}
-    wanted = list(requests(cfg.model.to_dict(), ('model',)))
+    wanted = list(open_frequencies(cfg.model.to_dict(), ('model',)))
     if checkpoint is None and wanted:
         dataset: Any = DATASETS.build(cfg.train_dataloader.dataset)
         sample = dataset[0]['data_samples']
         operator: Any = MODELS.build(cfg.model.get('operator', dict(type='mmext.IdentityOperator')))
         measured = sample.measurement if 'measurement' in sample else operator.measure(sample.target)
-        target = operator.view(measured, tuple(sample.size))
+        target = operator.preview(measured, tuple(sample.size))
     for path, part, argument, options in wanted:
         key = '.'.join((*path, part, argument))
         if checkpoint is None:

@@ -68,7 +68,7 @@ class MeasurementOperator(nn.Module):
         """Return the classical reconstruction of an image of ``size`` (H, W) as (H, W, C), None if there is none."""
         return None
 
-    def view(self, measurement: Tensor, size: tuple[int, int]) -> Tensor:
+    def preview(self, measurement: Tensor, size: tuple[int, int]) -> Tensor:
         """Return what is known of the image before it is reconstructed, as a picture (C, H, W) in [0, 1]."""
         image = self.baseline(measurement, size)
         image = measurement if image is None else image
@@ -150,10 +150,13 @@ class Downsampling(MeasurementOperator):
         if height % self.factor or width % self.factor:
             raise ValueError(
                 f'Downsampling with factor={self.factor} needs an image of whole blocks, got {height} x {width}; set size '
-                f'to {height - height % self.factor}, {width - width % self.factor}'
+                f'to {self._whole(height)}, {self._whole(width)}'
             )
         blocks = image.view(height // self.factor, self.factor, width // self.factor, self.factor, channels)
         return blocks.mean((1, 3))
+
+    def _whole(self, side: int) -> int:
+        return max(side - side % self.factor, self.factor)
 
     def baseline(self, measurement: Tensor, size: tuple[int, int]) -> Tensor | None:
         """Interpolate bicubically."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmext.inr.base import at_least_float32
 from mmext.inr.operators import MeasurementOperator
 from mmext.registry import MODELS
 
@@ -68,7 +69,7 @@ class RadonOperator(MeasurementOperator):
     def forward(self, image: Tensor) -> Tensor:
         """Return the sinogram."""
         side = self._square(image.shape[:2])
-        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        image = at_least_float32(image)
         sinogram = torch.ops.mmext.radon(image, self.angles)
         return sinogram / side if self.normalise else sinogram
 

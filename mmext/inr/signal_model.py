@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmext.inr.base import full_precision
+from mmext.inr.base import at_least_float32, full_precision
 from mmext.inr.compression import stored_bits
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.operators import IdentityOperator
@@ -84,7 +84,7 @@ class SignalModel(BaseModel):
                 f'SignalModel needs a real and an imaginary part per channel of a complex image, got out_features={values} of '
                 f'the network; set it to {2 * values}, or complex_image=False of the operator'
             )
-        self._asked = False
+        self._signal_checked = False
         self._measured: tuple[Any, Tensor] | None = None
 
     @staticmethod
@@ -118,14 +118,13 @@ class SignalModel(BaseModel):
             values = (values - low) / (high - low)
         if not self.operator.complex_image:
             return values
-        values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-        return torch.view_as_complex(values.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_complex(at_least_float32(values).unflatten(-1, (-1, 2)).contiguous())
 
     def loss(self, coords: Tensor, sample: BaseDataElement) -> dict[str, Tensor]:
         """Return the mean squared distance to the measurement, and the same in decibels."""
         measurement = self.measurement(sample)
-        if not self._asked:
-            self._asked = True
+        if not self._signal_checked:
+            self._signal_checked = True
             if getattr(self.network, 'awaits_signal', False):
                 self.describe(sample)
         # A measurement of another shape is refused below, before anything is drawn from it.
@@ -137,7 +136,7 @@ class SignalModel(BaseModel):
             predicted = self.image(self.operator.coordinates(coords))
             # Sums over thousands of pixels; not in the half precision of autocast.
             with full_precision(coords):
-                predicted = self.operator(_at_least_float32(predicted))
+                predicted = self.operator(at_least_float32(predicted))
         if predicted.shape != measurement.shape:
             raise ValueError(
                 f'SignalModel predicts a measurement of shape {tuple(predicted.shape)}, but {tuple(measurement.shape)} was '
@@ -149,7 +148,7 @@ class SignalModel(BaseModel):
                 f'SignalModel predicts a {kinds[0]} measurement with {type(self.operator).__name__}, but a {kinds[1]} one was '
                 'measured; use the operator that it was measured with, and save the values as they are'
             )
-        difference = _at_least_float32(predicted) - measurement
+        difference = at_least_float32(predicted) - measurement
         if difference.is_complex():
             difference = torch.view_as_real(difference) * 2**0.5  # the mean is over half as many numbers
         loss = difference.square().mean()
@@ -161,7 +160,7 @@ class SignalModel(BaseModel):
         """Return the sample with the reconstructed image, beside the operator's own reconstruction."""
         image = self.image(coords)
         result = sample.new()
-        result.prediction = image.abs() if image.is_complex() else _at_least_float32(image)
+        result.prediction = image.abs() if image.is_complex() else at_least_float32(image)
         baseline = self.operator.baseline(self.measurement(sample), tuple(sample.size))
         if baseline is not None:
             result.baseline = baseline.abs() if baseline.is_complex() else baseline
@@ -187,7 +186,7 @@ class SignalModel(BaseModel):
     def describe(self, sample: BaseDataElement) -> None:
         """Show the signal to a network that wants to see it; in an inverse problem its classical reconstruction."""
         if hasattr(self.network, 'set_signal'):
-            self.network.set_signal(self.operator.view(self.measurement(sample), tuple(sample.size)))
+            self.network.set_signal(self.operator.preview(self.measurement(sample), tuple(sample.size)))
 
     def freeze_stats(self, coords: Tensor) -> SignalModel:
         """Set eval mode with the statistics of the positions that training uses, see :class:`mmext.inr.CoordNetwork`."""
@@ -205,7 +204,3 @@ def _only(batch: Any) -> Any:
             f'SignalModel represents one signal and needs a batch of one, got {len(batch)}; set batch_size=1'
         )
     return batch[0]
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

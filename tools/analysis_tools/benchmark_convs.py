@@ -10,16 +10,13 @@ where that is installed.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-from timing import Report, check, interleave, setting, write
+from timing import Report, check, interleave, main
 from torch import Tensor, nn
 
 from mmext.convs.generated import GeneratedConv2d
@@ -143,23 +140,5 @@ def _construct(layer: nn.Module) -> Tensor:
 SECTIONS = {'family': family, 'dcls': dcls}
 
 
-def main() -> int:
-    """Run the sections that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_convs'))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    report = Report()
-    print(json.dumps(setting()))
-    print(f'{"figure":66s}{"value":>9s}{"target":>9s}')
-    for name in arguments.only:
-        SECTIONS[name](report, arguments.rounds)
-    write(report, arguments.out)
-    return 0 if all(row['met'] for row in report.rows) else 1
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(SECTIONS, __doc__.splitlines()[0], 'benchmark_convs', 7))

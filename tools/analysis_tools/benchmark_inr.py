@@ -17,19 +17,16 @@ The exit status is 1 where a target is missed, so look at the machine's load bef
 
 from __future__ import annotations
 
-import argparse
 import copy
 import ctypes
-import json
 import math
 import platform
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import Report, check, interleave, setting, write
+from timing import Report, check, interleave, main
 from torch import Tensor, nn
 
 from mmext.deploy import fold
@@ -163,24 +160,6 @@ def rotated_sums(image: Tensor, views: int) -> Tensor:
 SECTIONS = {'train': train, 'fold': folded, 'eval': evaluate, 'radon': radon}
 
 
-def main() -> int:
-    """Run the sections that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_inr'))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_pages()
-    torch.manual_seed(0)
-    report = Report()
-    print(json.dumps(setting()))
-    print(f'{"figure":66s}{"value":>9s}{"target":>9s}')
-    for name in arguments.only:
-        SECTIONS[name](report, arguments.rounds)
-    write(report, arguments.out)
-    return 0 if all(row['met'] for row in report.rows) else 1
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    keep_pages()
+    sys.exit(main(SECTIONS, __doc__.splitlines()[0], 'benchmark_inr', 5))

@@ -9,9 +9,7 @@ a target is missed, so look at the machine's load before you believe it.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import statistics
 import sys
 import time
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import Report, check, interleave, setting, write
+from timing import Report, check, interleave, main
 from torch import Tensor
 
 from mmext.ops import _reference, depthwise_conv2d, neighborhood_aggregate
@@ -247,23 +245,5 @@ SECTIONS = {
 }
 
 
-def main() -> int:
-    """Run the sections that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_ops'))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    report = Report()
-    print(json.dumps(setting()))
-    print(f'{"figure":66s}{"value":>9s}{"target":>9s}')
-    for name in arguments.only:
-        SECTIONS[name](report, arguments.rounds)
-    write(report, arguments.out)
-    return 0 if all(row['met'] for row in report.rows) else 1
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(SECTIONS, __doc__.splitlines()[0], 'benchmark_ops', 7))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -97,3 +98,28 @@ def write(report: Report, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix('.json').write_text(json.dumps(dict(setting=setting(), rows=report.rows), indent=1))
     plot(report.rows, out.with_suffix('.png'))
+
+
+def main(sections: Mapping[str, Callable[[Report, int], None]], description: str, name: str, rounds: int) -> int:
+    """Run the sections of a benchmark that were asked for, and return its exit status, 1 where a target is missed.
+
+    Args:
+        sections: What fills the report, given the number of rounds, by name.
+        description: Of the benchmark.
+        name: Of its files in ``work_dirs``, without suffix.
+        rounds: By default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--only', nargs='+', choices=sections, default=list(sections))
+    parser.add_argument('--rounds', type=int, default=rounds)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs') / name)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    report = Report()
+    print(json.dumps(setting()))
+    print(f'{"figure":66s}{"value":>9s}{"target":>9s}')
+    for section in arguments.only:
+        sections[section](report, arguments.rounds)
+    write(report, arguments.out)
+    return 0 if all(row['met'] for row in report.rows) else 1

@@ -1,10 +1,2 @@
-model = dict(
-    type='mmext.SignalModel',
-    network=dict(
-        type='mmext.CoordMLP',
-        width=28,
-        depth=10,
-        encoding=dict(type='mmext.PositionalEncoding', num_octaves=10),
-        norm_cfg=dict(type='mmext.CrossNorm'),
-    ),
-)
+_base_ = './pe_28x10.py'
+model = dict(network=dict(norm_cfg=dict(type='mmext.CrossNorm')))

@@ -1,9 +1,2 @@
-model = dict(
-    type='mmext.SignalModel',
-    network=dict(
-        type='mmext.CoordMLP',
-        width=28,
-        depth=10,
-        encoding=dict(type='mmext.PositionalEncoding', num_octaves=10),
-    ),
-)
+_base_ = './relu_28x10.py'
+model = dict(network=dict(encoding=dict(type='mmext.PositionalEncoding', num_octaves=10)))

@@ -1,9 +1,2 @@
-model = dict(
-    type='mmext.SignalModel',
-    network=dict(
-        type='mmext.CoordMLP',
-        width=28,
-        depth=10,
-        act_cfg=dict(type='mmext.SineActivation', bias_init='weight'),
-    ),
-)
+_base_ = './relu_28x10.py'
+model = dict(network=dict(act_cfg=dict(type='mmext.SineActivation', bias_init='weight')))
