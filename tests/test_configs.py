@@ -184,9 +184,9 @@ PAIRS = [
     ('configs/leni/cls/resnet50-leni_8xb32_in1k.py', RESNET, 'relu'),
     ('configs/dcls/cls/mobilenet-v3-large-dcls_8xb128_in1k.py', 'mobilenet_v3/mobilenet-v3-large_8xb128_in1k.py', None),
     ('configs/dcls/cls/resnet50-dcls_8xb32_in1k.py', RESNET, None),
-    ('configs/dea/cls/resnet50-dea_8xb32_in1k.py', RESNET, None),
-    ('configs/spd_conv/cls/resnet50-spd_8xb32_in1k.py', RESNET, None),
-    ('configs/weighted_conv/cls/resnet50-weighted_8xb32_in1k.py', RESNET, None),
+    ('configs/detail_enhanced/cls/resnet50-detail-enhanced_8xb32_in1k.py', RESNET, None),
+    ('configs/spd_conv/cls/resnet50-spd-conv_8xb32_in1k.py', RESNET, None),
+    ('configs/weighted_conv/cls/resnet50-weighted-conv_8xb32_in1k.py', RESNET, None),
 ]
 
 

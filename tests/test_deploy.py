@@ -9,10 +9,10 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
-from mmext.convs.binary import XNORConv2d
+from mmext.convs.binary_weight import XNORConv2d
 from mmext.convs.generated import GeneratedConv2d
-from mmext.convs.inception import InceptionDWConv2d
-from mmext.convs.partial import PartialConv2d
+from mmext.convs.inception_dwconv import InceptionDWConv2d
+from mmext.convs.partial_conv import PartialConv2d
 from mmext.convs.refconv import RefConv2d
 from mmext.deploy import TensorMode, deploy, export_onnx, fold, max_relative_error, outputs_of
 

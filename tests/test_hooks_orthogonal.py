@@ -15,7 +15,7 @@ from torch import nn
 
 import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
 from mmext.convs.refconv import RefConv2d
-from mmext.convs.spd import SPDConv2d
+from mmext.convs.spd_conv import SPDConv2d
 from mmext.hooks.orthogonal import OrthogonalConvHook, gor, l_orth, ocnn, self_convolution
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmext.convs.dcls import DCLSConv2d
-from mmext.convs.gaussian import GaussianConv2d
-from mmext.convs.smp import SMPConv2d
+from mmext.convs.gaussian_conv import GaussianConv2d
+from mmext.convs.smpconv import SMPConv2d
 from mmext.hooks.projection import ProjectionHook
 
 

@@ -5,7 +5,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmext.convs.dcls import DCLSConv2d
-from mmext.convs.smp import SMPConv2d
+from mmext.convs.smpconv import SMPConv2d
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01)
 

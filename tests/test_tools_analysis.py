@@ -43,14 +43,14 @@ def tool(monkeypatch):
 @pytest.fixture
 def configs(tmp_path):
     (tmp_path / 'plain.py').write_text(MODEL.format(backbone=''))
-    (tmp_path / 'phc.py').write_text(SWAP.format(to='mmext.PHConv2d'))
+    (tmp_path / 'phconv.py').write_text(SWAP.format(to='mmext.PHConv2d'))
     (tmp_path / 'xnor.py').write_text(SWAP.format(to='mmext.XNORConv2d'))
     (tmp_path / 'slot.py').write_text(MODEL.format(backbone="conv_cfg=dict(type='mmext.RefConv2d'), "))
     return tmp_path
 
 
 def test_show_swap_prints_the_changed_layers_and_three_forms(tool, configs, capsys):
-    tool('show_swap').main([str(configs / 'phc.py'), '--shape', '32', '32'])
+    tool('show_swap').main([str(configs / 'phconv.py'), '--shape', '32', '32'])
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.startswith('backbone.')]
     assert [row.split()[0] for row in rows] == [f'backbone.layer1.{b}.conv{c}' for b in (0, 1) for c in (1, 2)]
@@ -91,7 +91,7 @@ def test_compare_ranks_within_each_reference_and_does_not_repeat_jobs(tool, conf
         order.append(config.stem)
         seed = int(next(c for c in command if c.startswith('randomness.seed=')).partition('=')[2])
         (work_dir / '1/vis_data').mkdir(parents=True)
-        score = {'plain': 50, 'phc': 60, 'xnor': 40}[config.stem] + seed
+        score = {'plain': 50, 'phconv': 60, 'xnor': 40}[config.stem] + seed
         (work_dir / '1/vis_data/scalars.json').write_text(
             json.dumps({'accuracy/top1': 1.0}) + '\n' + json.dumps({'accuracy/top1': score})
         )
@@ -99,25 +99,25 @@ def test_compare_ranks_within_each_reference_and_does_not_repeat_jobs(tool, conf
 
     monkeypatch.setattr(compare.subprocess, 'run', run)
     monkeypatch.setattr(
-        compare, 'interleave', lambda c, *_: {name: dict(median=2.0 if name == 'phc' else 1.0) for name in c}
+        compare, 'interleave', lambda c, *_: {name: dict(median=2.0 if name == 'phconv' else 1.0) for name in c}
     )
-    arguments = [str(configs / f'{n}.py') for n in ('xnor', 'phc', 'plain')]
+    arguments = [str(configs / f'{n}.py') for n in ('xnor', 'phconv', 'plain')]
     arguments += ['--seeds', '0', '2', '--jobs', '1', '--shape', '32', '32', '--out', str(configs / 'out/compare')]
     compare.main(arguments)
-    assert order == ['plain', 'plain', 'xnor', 'xnor', 'phc', 'phc'], 'references first'
+    assert order == ['plain', 'plain', 'xnor', 'xnor', 'phconv', 'phconv'], 'references first'
     rows = json.loads((configs / 'out/compare.json').read_text())
-    assert [row['name'] for row in rows] == ['plain', 'phc', 'xnor']
+    assert [row['name'] for row in rows] == ['plain', 'phconv', 'xnor']
     assert {row['reference'] for row in rows} == {'plain'}
     assert (rows[1]['mean'], rows[1]['spread'], rows[1]['training_ratio']) == (61, 1, 2)
     assert rows[1]['deployed_parameters'] == rows[0]['parameters'] > rows[1]['parameters']
-    assert '| phc | 61.0 ± 1.0 |' in (configs / 'out/compare.md').read_text()
+    assert '| phconv | 61.0 ± 1.0 |' in (configs / 'out/compare.md').read_text()
     assert (configs / 'out/compare.png').stat().st_size > 1000
     compare.main(arguments)
     assert len(order) == 6
 
     monkeypatch.setattr(compare.subprocess, 'run', lambda *_, **__: type('Done', (), {'returncode': 1}))
-    with pytest.raises(UsageError, match=r'phc\.py with seed 7 did not finish'):
-        compare.main([str(configs / 'phc.py'), '--seeds', '7', '--out', str(configs / 'out/compare')])
+    with pytest.raises(UsageError, match=r'phconv\.py with seed 7 did not finish'):
+        compare.main([str(configs / 'phconv.py'), '--seeds', '7', '--out', str(configs / 'out/compare')])
 
 
 def test_compare_takes_coordinate_networks_and_one_reference_for_all(tool, tmp_path, monkeypatch):

@@ -31,21 +31,21 @@ from official_layers import (
 from torch import nn
 
 from mmext.cli import UsageError
-from mmext.convs.binary import BinaryWeightConv2d
+from mmext.convs.binary_weight import BinaryWeightConv2d
 from mmext.convs.complex_conv import ComplexConv2d
 from mmext.convs.dcls import DCLSConv2d
 from mmext.convs.detail_enhanced import DEConv2d
 from mmext.convs.dilated_reparam import DilatedReparamConv2d
-from mmext.convs.gaussian import GaussianConv2d
-from mmext.convs.inception import InceptionDWConv2d
-from mmext.convs.partial import PartialConv2d
+from mmext.convs.gaussian_conv import GaussianConv2d
+from mmext.convs.inception_dwconv import InceptionDWConv2d
+from mmext.convs.partial_conv import PartialConv2d
 from mmext.convs.phconv import PHConv2d
 from mmext.convs.refconv import RefConv2d
 from mmext.convs.shiftwise import ShiftwiseConv2d
-from mmext.convs.smp import SMPConv2d
-from mmext.convs.spd import SPDConv2d
+from mmext.convs.smpconv import SMPConv2d
+from mmext.convs.spd_conv import SPDConv2d
 from mmext.convs.tucker import TuckerConv2d
-from mmext.convs.weighted import WeightedConv2d
+from mmext.convs.weighted_conv import WeightedConv2d
 from mmext.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ CASES = {
         {},
         4,
     ),
-    'phc': ('phc', lambda: PHCOfficial(), lambda: PHConv2d(6, 8, 3, padding=1, n=2, bias=False), {}, 6),
+    'phconv': ('phconv', lambda: PHCOfficial(), lambda: PHConv2d(6, 8, 3, padding=1, n=2, bias=False), {}, 6),
     'dcls v0': (
         'dcls',
         lambda: DCLSOfficial('v0'),
@@ -159,23 +159,23 @@ CASES = {
         4,
     ),
     'weighted 1x1': ('weighted_conv', lambda: WeightedOfficial([], False, 1), lambda: WeightedConv2d(4, 3, 1), {}, 4),
-    'dea': ('dea', lambda: DEAOfficial(), lambda: DEConv2d(3, 4, 3, padding=1), {}, 3),
-    'unireplknet': (
-        'unireplknet',
+    'detail_enhanced': ('detail_enhanced', lambda: DEAOfficial(), lambda: DEConv2d(3, 4, 3, padding=1), {}, 3),
+    'dilated_reparam': (
+        'dilated_reparam',
         lambda: UniRepLKOfficial(),
         lambda: depthwise(DilatedReparamConv2d, 4, 9, bias=False),
         {},
         4,
     ),
-    'unireplknet merged, to a plain layer': (
-        'unireplknet',
+    'dilated_reparam merged, to a plain layer': (
+        'dilated_reparam',
         lambda: UniRepLKOfficial(merged=True),
         lambda: depthwise(nn.Conv2d, 4, 9),
         {},
         4,
     ),
-    'unireplknet merged, to ours': (
-        'unireplknet',
+    'dilated_reparam merged, to ours': (
+        'dilated_reparam',
         lambda: UniRepLKOfficial(merged=True),
         lambda: depthwise(DilatedReparamConv2d, 4, 9),
         {},
@@ -351,7 +351,7 @@ def test_shiftwise_asks_where_the_file_does_not_tell():
 
 def test_sources_of_kernels_are_marked():
     """A plain layer must refuse what is no kernel, although the official file writes it like one."""
-    for case in ('refconv dense', 'weighted fixed', 'dea', 'gaussian iso', 'binary'):
+    for case in ('refconv dense', 'weighted fixed', 'detail_enhanced', 'gaussian iso', 'binary'):
         system, official, _, options, _ = CASES[case]
         assert convert(system, official().state_dict(), options).state['weight'].ndim == 5
 
@@ -359,7 +359,7 @@ def test_sources_of_kernels_are_marked():
 def test_phc_bias_is_dropped_and_linear_layers_fold():
     layer, linear = PHCOfficial(), PHMOfficial()
     state = {f'{n}.{k}': v for n, m in (('conv', layer), ('fc', linear)) for k, v in m.state_dict().items()}
-    new = convert('phc', state)
+    new = convert('phconv', state)
     assert new.layers == ['conv', 'fc']
     assert new.dropped == ['conv.bias']
     assert set(new.state) == {'conv.algebra', 'conv.filters', 'fc.weight', 'fc.bias'}
@@ -369,7 +369,7 @@ def test_phc_bias_is_dropped_and_linear_layers_fold():
 
 def test_phc_leaves_other_dimensions_alone():
     state = dict(PHCOfficial().state_dict(), **{'audio.A': torch.zeros(2, 2, 2), 'audio.F': torch.zeros(2, 4, 3, 3)})
-    new = convert('phc', state)
+    new = convert('phconv', state)
     assert new.layers == ['']
     assert new.state['audio.F'] is state['audio.F']
 
@@ -435,12 +435,12 @@ def test_tucker_needs_the_list_of_ranks():
 
 def test_dea_adds_five_biases_and_copies_the_simplified_form():
     official = DEAOfficial()
-    new = convert('dea', official.state_dict()).state
+    new = convert('detail_enhanced', official.state_dict()).state
     inner = (official.conv1_1, official.conv1_2, official.conv1_3, official.conv1_4)
     torch.testing.assert_close(new['bias'], sum(c.conv.bias for c in inner) + official.conv1_5.bias)
     kernel = sum(official.kernels()) + official.conv1_5.weight
     simplified = {'block.weight': kernel.detach(), 'block.bias': new['bias']}
-    copied = convert('dea', simplified)
+    copied = convert('detail_enhanced', simplified)
     assert copied.state == simplified
     assert 'released, simplified form' in copied.notes[0]
     ours = nn.ModuleDict({'block': DEConv2d(3, 4, 3, padding=1)})
@@ -455,7 +455,7 @@ def test_dilated_branches_outside_of_the_table_keep_the_order_of_the_file():
 
     official = shaken(Other())
     ours = depthwise(DilatedReparamConv2d, 4, 9, branches=('3x3@4', '5x5'), bias=False)
-    new = convert('unireplknet', official.state_dict())
+    new = convert('dilated_reparam', official.state_dict())
     assert "branches=['3x3@4', '5x5']" in new.notes[0]
     ours.load_state_dict(new.state, strict=True)
     x = torch.randn(1, 4, 9, 9)
@@ -526,27 +526,27 @@ PHC = dict(type='mmext.PHConv2d', in_channels=6, out_channels=8, kernel_size=3, 
 
 def test_command_line(tmp_path, capsys):
     src, dst = saved(tmp_path, PHCOfficial().state_dict()), tmp_path / 'new' / 'dst.pth'
-    run('phc', src, dst, '--config', config(tmp_path, **PHC))
+    run('phconv', src, dst, '--config', config(tmp_path, **PHC))
     out = capsys.readouterr().out
     assert 'layers converted to PHConv2d: 1' in out
     assert 'dropped: bias' in out
     assert '2 loaded, 0 missing, 0 unexpected, 0 of another shape' in out
     written = torch.load(dst, weights_only=True)
     assert set(written['state_dict']) == {'algebra', 'filters'}
-    assert written['meta']['mmext']['system'] == 'phc'
+    assert written['meta']['mmext']['system'] == 'phconv'
     assert [p.name for p in dst.parent.iterdir()] == ['dst.pth']
 
 
 def test_report_names_what_does_not_fit(tmp_path, capsys):
     src = saved(tmp_path, PHCOfficial().state_dict() | {'extra': torch.ones(1)})
-    run('phc', src, tmp_path / 'dst.pth', '--config', config(tmp_path, **{**PHC, 'in_channels': 8, 'bias': True}))
+    run('phconv', src, tmp_path / 'dst.pth', '--config', config(tmp_path, **{**PHC, 'in_channels': 8, 'bias': True}))
     out = capsys.readouterr().out
     assert '1 loaded, 1 missing, 1 unexpected, 1 of another shape' in out
     assert 'missing: bias' in out
     assert 'unexpected: extra' in out
     assert 'of another shape: filters 2, 4, 4, 3, 3 <- 2, 4, 3, 3, 3' in out
     with pytest.raises(UsageError, match=r'nothing fits the model of .*--prefix'):
-        run('phc', src, tmp_path / 'no.pth', '--prefix', '=a.', '--config', config(tmp_path, **PHC))
+        run('phconv', src, tmp_path / 'no.pth', '--prefix', '=a.', '--config', config(tmp_path, **PHC))
     assert not (tmp_path / 'no.pth').exists()
 
 
@@ -554,7 +554,7 @@ def test_report_names_what_does_not_fit(tmp_path, capsys):
 def test_nests_and_wrapped_names(tmp_path, nest):
     state = {f'module.conv.{k}': v for k, v in PHCOfficial().state_dict().items()}
     src = saved(tmp_path, state if nest is None else {'epoch': 3, nest: state})
-    run('phc', src, tmp_path / 'dst.pth')
+    run('phconv', src, tmp_path / 'dst.pth')
     assert set(torch.load(tmp_path / 'dst.pth')['state_dict']) == {'conv.algebra', 'conv.filters'}
 
 
@@ -562,24 +562,24 @@ def test_key_chooses_among_nests(tmp_path):
     src = saved(
         tmp_path, {'model': PHCOfficial().state_dict(), 'ema': {'A': torch.zeros(1, 1, 1), 'F': torch.zeros(5 * [1])}}
     )
-    run('phc', src, tmp_path / 'dst.pth', '--key', 'ema')
+    run('phconv', src, tmp_path / 'dst.pth', '--key', 'ema')
     assert torch.load(tmp_path / 'dst.pth')['state_dict']['algebra'].numel() == 1
     with pytest.raises(UsageError, match='has no best, only model, ema'):
-        run('phc', src, tmp_path / 'dst2.pth', '--key', 'best')
+        run('phconv', src, tmp_path / 'dst2.pth', '--key', 'best')
 
 
 def test_pickled_objects_need_trust(tmp_path):
     content = {'model': PHCOfficial().state_dict(), 'args': argparse.Namespace(lr=1)}
     src, dst = saved(tmp_path, content), tmp_path / 'dst.pth'
     with pytest.raises(UsageError, match=r'holds more than tensors \(argparse\.Namespace\).*pass --trust'):
-        run('phc', src, dst)
+        run('phconv', src, dst)
     assert not dst.exists()
-    run('phc', src, dst, '--trust')
+    run('phconv', src, dst, '--trust')
     assert set(torch.load(dst, weights_only=True)['state_dict']) == {'algebra', 'filters'}
 
 
 def test_whole_models_are_read_with_trust(tmp_path):
-    run('phc', saved(tmp_path, PHCOfficial()), tmp_path / 'dst.pth', '--trust')
+    run('phconv', saved(tmp_path, PHCOfficial()), tmp_path / 'dst.pth', '--trust')
     assert set(torch.load(tmp_path / 'dst.pth')['state_dict']) == {'algebra', 'filters'}
 
 
@@ -589,7 +589,7 @@ def test_a_files_code_is_not_run_without_trust(tmp_path):
             return Path.touch, (tmp_path / 'ran',)
 
     with pytest.raises(UsageError, match='--trust'):
-        run('phc', saved(tmp_path, {'model': PHCOfficial().state_dict(), 'x': Touch()}), tmp_path / 'dst.pth')
+        run('phconv', saved(tmp_path, {'model': PHCOfficial().state_dict(), 'x': Touch()}), tmp_path / 'dst.pth')
     assert not (tmp_path / 'ran').exists()
 
 
@@ -601,31 +601,31 @@ def test_damaged_files_are_refused_without_advising_trust(tmp_path, content, tru
         content = Path(saved(tmp_path, PHCOfficial().state_dict())).read_bytes()[:-300]
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r'is damaged|cannot be loaded') as refusal:
-        run('phc', path, tmp_path / 'dst.pth', *trust)
+        run('phconv', path, tmp_path / 'dst.pth', *trust)
     assert '--trust' not in str(refusal.value)
     assert '\n' not in str(refusal.value)
 
 
 def test_files_without_a_state_dict(tmp_path):
     with pytest.raises(UsageError, match=r'no state dict in the checkpoint, only epoch'):
-        run('phc', saved(tmp_path, {'epoch': 3}), tmp_path / 'dst.pth')
+        run('phconv', saved(tmp_path, {'epoch': 3}), tmp_path / 'dst.pth')
     with pytest.raises(UsageError, match=r'does not exist'):
-        run('phc', tmp_path / 'none.pth', tmp_path / 'dst.pth')
+        run('phconv', tmp_path / 'none.pth', tmp_path / 'dst.pth')
 
 
 def test_nothing_is_overwritten(tmp_path):
     src, dst = saved(tmp_path, PHCOfficial().state_dict()), tmp_path / 'dst.pth'
     dst.write_text('mine')
     with pytest.raises(UsageError, match=r'exists and is not overwritten; choose another DST or pass --force'):
-        run('phc', src, dst)
+        run('phconv', src, dst)
     assert dst.read_text() == 'mine'
-    run('phc', src, dst, '--force')
+    run('phconv', src, dst, '--force')
     assert 'algebra' in torch.load(dst)['state_dict']
     for folder_or_src in (tmp_path, src):
         with pytest.raises(UsageError, match='is a folder or SRC itself'):
-            run('phc', src, folder_or_src, '--force')
+            run('phconv', src, folder_or_src, '--force')
     with pytest.raises(UsageError, match='does not exist'):
-        run('phc', tmp_path / 'none.pth', dst, '--force')
+        run('phconv', tmp_path / 'none.pth', dst, '--force')
 
 
 def test_written_views_do_not_carry_what_they_are_views_of(tmp_path):

@@ -6,7 +6,7 @@ built and loads the result, and what did not fit is printed. DST holds tensors o
 
 Example:
     python tools/model_converters/convert.py --list
-    python tools/model_converters/convert.py unireplknet official.pth converted.pth \
+    python tools/model_converters/convert.py dilated_reparam official.pth converted.pth \
         --prefix =backbone. --config my_config.py
 """
 

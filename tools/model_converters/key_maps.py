@@ -208,7 +208,7 @@ def refconv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
 
 
 @system('PHConv2d', 'F|s', takes='A|a|bias')
-def phc(layer: Layer, options: dict[str, str]) -> dict[str, Tensor] | None:
+def phconv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor] | None:
     """Rename algebra and filters, and drop the bias, which the released layer never adds; fold hypercomplex linear layers."""
     if 'A' in layer and layer['F'].ndim == 5:
         return dict(algebra=layer['A'], filters=layer['F'])
@@ -281,7 +281,7 @@ def weighted_conv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor] | 
     otherwise='no layer has five branches: the file is in the released, simplified form, whose kernels are plain; it is '
     'copied',
 )
-def dea(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
+def detail_enhanced(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     """Name the branches by what they do, and add up their five biases."""
     branches = ('conv1_1.conv', 'conv1_2.conv', 'conv1_3.conv', 'conv1_4.conv', 'conv1_5')
     central, horizontal, vertical, angular, plain = (layer[f'{b}.weight'] for b in branches)
@@ -296,7 +296,7 @@ def dea(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     r'lk_origin\.weight',
     takes=r'lk_origin\.bias|origin_bn\..*|dil_conv_k\d+_\d+\.weight|dil_bn_k\d+_\d+\..*',
 )
-def unireplknet(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
+def dilated_reparam(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     """Number the branches; a merged block becomes a plain kernel with its bias."""
     size = layer['lk_origin.weight'].shape[-1]
     found = [match.groups() for k in layer if (match := re.fullmatch(r'dil_conv_k(\d+)_(\d+)\.weight', k))]

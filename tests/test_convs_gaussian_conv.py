@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmext.convs.gaussian import GaussianConv2d
+from mmext.convs.gaussian_conv import GaussianConv2d
 from mmext.deploy import fold
 
 COVARIANCES = ('iso', 'diag', 'full')

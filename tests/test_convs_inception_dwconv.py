@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from mmext.convs.inception import InceptionDWConv2d
+from mmext.convs.inception_dwconv import InceptionDWConv2d
 
 
 def make(channels=32, kernel=11, **kwargs) -> InceptionDWConv2d:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from torch import nn
 
-from mmext.convs.partial import PartialConv2d
+from mmext.convs.partial_conv import PartialConv2d
 from mmext.deploy import fold
 
 GEOMETRIES = {

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmext.convs.smp import SMPConv2d
+from mmext.convs.smpconv import SMPConv2d
 
 FORMS = {'shared': True, 'per-output': False}
 

@@ -3,7 +3,7 @@ import torch
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from mmext.convs.weighted import WeightedConv2d
+from mmext.convs.weighted_conv import WeightedConv2d
 from mmext.surgery import swap_layers
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from torch import nn
 
-from mmext.convs.binary import BinaryWeightConv2d, XNORConv2d, binarize_weight
+from mmext.convs.binary_weight import BinaryWeightConv2d, XNORConv2d, binarize_weight
 from mmext.deploy import fold
 
 LAYERS = [BinaryWeightConv2d, XNORConv2d]

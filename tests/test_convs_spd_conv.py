@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from mmext.convs.spd import SPDConv2d
+from mmext.convs.spd_conv import SPDConv2d
 
 
 def phases(x: torch.Tensor, down: int = 2, right: int = 2) -> torch.Tensor:

@@ -5,7 +5,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmext.inits.convolution_aware import ConvolutionAwareInit, convolution_aware_, fourier_basis
+from mmext.inits.conv_aware_init import ConvolutionAwareInit, convolution_aware_, fourier_basis
 
 
 @pytest.mark.parametrize(('channels', 'size'), [(13, 6), (6, 6), (5, 6), (1, 28)])
