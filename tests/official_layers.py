@@ -237,7 +237,7 @@ class TuckerOfficial(nn.Module):
 
 
 class BinaryOfficial(nn.Conv2d):
-    """A plain convolution in the file; the kernel is centred, clamped and binarised before it is used."""
+    """A plain convolution in the file; the kernel is centered, clamped and binarized before it is used."""
 
     def forward(self, x):
         latent = (self.weight - self.weight.mean(1, keepdim=True)).clamp(-1, 1)
@@ -286,7 +286,7 @@ class ShiftwiseOfficial(nn.Module):
         torch.manual_seed(123)
         self.horizontal = [[torch.randperm(self.n) for _ in range(count)] for _ in range(reps)]
         self.vertical = [[torch.randperm(self.n) for _ in range(count)] for _ in range(reps)]
-        self.centre = [torch.randint(0, self.n, [count]) for _ in range(reps)]
+        self.center = [torch.randint(0, self.n, [count]) for _ in range(reps)]
         convs = [nn.Conv2d(count, count * self.n, 3, padding=2, groups=count, bias=False) for _ in range(paths)]
         if merged:
             self.LoRA = convs[0]
@@ -308,13 +308,13 @@ class ShiftwiseOfficial(nn.Module):
             return y[:, channel, kernel, top : top + height, left : left + width]
 
         sums = torch.zeros(3, *rep.shape)
-        for r in range(len(self.centre)):
+        for r in range(len(self.center)):
             for c in range(rep.shape[1]):
                 for i in range(self.n):
                     far = -(self.big // 2) + 3 * i
                     sums[0, :, c] += shifted(c, self.horizontal[r][c][i], -1, far)
                     sums[1, :, c] += shifted(c, self.vertical[r][c][i], far, -1)
-                sums[2, :, c] += shifted(c, self.centre[r][c], -1, -1)
+                sums[2, :, c] += shifted(c, self.center[r][c], -1, -1)
         out = self.bn_lora1(sums[0]) + self.bn_lora2(sums[1]) + self.bn_small(sums[2]) + rep
         return torch.cat([out, x[:, self.ghost]], 1)
 

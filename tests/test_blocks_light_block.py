@@ -178,7 +178,7 @@ def test_any_operator_of_the_registry_fits():
     )
     assert block(torch.randn(2, 8, 9, 8)).shape == (2, 8, 9, 8)
     assert isinstance(block.operators.so1.conv, RepSO2d)
-    assert not block.operators.so1.with_norm, 'RepSO2d normalises itself'
+    assert not block.operators.so1.with_norm, 'RepSO2d normalizes itself'
     assert block.operators.so2.conv.padding == (2, 4)
     assert block.operators.co1.told == (8, dict(type='BN'), dict(type='ReLU'), 3)
 
@@ -253,7 +253,7 @@ def test_bad_arguments(build, message):
         build()
 
 
-def test_an_unknown_operator_names_its_neighbours():
+def test_an_unknown_operator_names_its_neighbors():
     with pytest.raises(KeyError, match=r'mmext\.RepSO2d'):
         MetaLightBlock(8, spatial=dict(type='mmext.RepS02d'))
     with pytest.raises(KeyError):

@@ -31,7 +31,7 @@ def test_every_filter_has_exactly_two_values(grad):
     assert (kernel[layer.weight == 0] > 0).all(), 'the sign of zero is +1'
 
 
-def test_binarising_again_changes_nothing():
+def test_binarizing_again_changes_nothing():
     kernel = binarize_weight(latent(8, 6, 3, 3), clamp=False)
     torch.testing.assert_close(binarize_weight(kernel, clamp=False), kernel, rtol=1e-14, atol=0)
 
@@ -72,12 +72,12 @@ def test_straight_through_gradient_stops_outside_of_one():
     assert weight.grad.flatten().tolist() == [1, 1, 0, 0]
 
 
-def test_centre_is_the_mean_over_the_input_channels():
+def test_center_is_the_mean_over_the_input_channels():
     layer = BinaryWeightConv2d(6, 8, 3, center=True, clamp=False)
-    centred = layer.weight - layer.weight.mean(1, keepdim=True)
+    centered = layer.weight - layer.weight.mean(1, keepdim=True)
     kernel = layer.fold().weight
-    assert torch.equal(kernel > 0, centred >= 0)
-    torch.testing.assert_close(kernel.abs()[:, 0, 0, 0], centred.abs().mean((1, 2, 3)))
+    assert torch.equal(kernel > 0, centered >= 0)
+    torch.testing.assert_close(kernel.abs()[:, 0, 0, 0], centered.abs().mean((1, 2, 3)))
 
 
 @pytest.mark.parametrize('cls', LAYERS)
@@ -151,7 +151,7 @@ def test_xnor_says_that_it_cannot_fold():
     module = ConvModule(4, 4, 3, conv_cfg=dict(type='mmext.XNORConv2d'), norm_cfg=dict(type='BN')).eval()
     assert type(module.conv) is XNORConv2d
     assert not hasattr(module.conv, 'fold')
-    with pytest.raises(RuntimeError, match=r'conv \(XNORConv2d: it binarises its input\)'):
+    with pytest.raises(RuntimeError, match=r'conv \(XNORConv2d: it binarizes its input\)'):
         fold(nn.Sequential(module))
 
 

@@ -74,7 +74,7 @@ def test_points_on_a_lattice_are_a_dilated_convolution(version, tolerance):
 
 
 @pytest.mark.parametrize('version', ['v1', 'max', 'gauss'])
-def test_a_normalised_point_keeps_its_weight(version):
+def test_a_normalized_point_keeps_its_weight(version):
     layer = make(version, 2, 3, 7)
     torch.testing.assert_close(layer.generate_kernel().sum((2, 3)), layer.point_weight.sum(2), rtol=1e-5, atol=1e-6)
 
@@ -145,7 +145,7 @@ def test_positions_are_kept_inside(kernel_size, bounds):
     torch.testing.assert_close(layer.generate_kernel().sum((2, 3)), layer.point_weight.sum(2))
 
 
-def test_initialisation_is_the_released_one():
+def test_initialization_is_the_released_one():
     layer = DCLSConv2d(64, 64, 17, kernel_count=34, groups=4)
     bound = (16 * 34) ** -0.5
     for drawn in (layer.point_weight, layer.bias):

@@ -350,8 +350,8 @@ HOSTS = {
 
 
 @pytest.mark.parametrize('host', HOSTS)
-def test_special_initialisation_survives_the_host(host, monkeypatch):
-    """Every layer of a marked class keeps its mark, although each host runs its own initialisers over it."""
+def test_special_initialization_survives_the_host(host, monkeypatch):
+    """Every layer of a marked class keeps its mark, although each host runs its own initializers over it."""
 
     class Marked(GeneratedConv2d):
         def __init__(self, *args, **kwargs):

@@ -121,7 +121,7 @@ def test_autocast_returns_one_type():
 def test_bad_arguments(kwargs):
     with pytest.raises(ValueError, match=rf'^InceptionDWConv2d needs .*{next(iter(kwargs))}'):
         make(**kwargs)
-    with pytest.raises(ValueError, match=r'^InceptionDWConv2d centres its branches and needs an odd kernel_size'):
+    with pytest.raises(ValueError, match=r'^InceptionDWConv2d centers its branches and needs an odd kernel_size'):
         make(kernel=4)
 
 

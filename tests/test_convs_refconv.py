@@ -78,7 +78,7 @@ def test_gradcheck_through_the_map():
     assert torch.autograd.gradcheck(run, layer.map_weight.detach().requires_grad_(), fast_mode=True)
 
 
-def test_default_map_initialisation_is_the_released_one():
+def test_default_map_initialization_is_the_released_one():
     layer = RefConv2d(64, 64, 3, groups=64, map_init='default')
     bound = (64 * 9) ** -0.5
     assert layer.map_weight.abs().max() <= bound

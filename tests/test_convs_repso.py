@@ -81,7 +81,7 @@ def test_any_geometry_of_a_plain_convolution(geometry):
     torch.testing.assert_close(conv.fold()(x), expected)
 
 
-def test_training_normalises_each_branch_by_its_own_batch():
+def test_training_normalizes_each_branch_by_its_own_batch():
     conv = RepSO2d(3, 3, 3, padding=1, groups=3, bias=False, branches=('kxk', 'identity')).double()
     x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
     w = conv.branches[0].weight
@@ -138,7 +138,7 @@ def test_a_plain_layer_refuses_an_unfolded_checkpoint():
         plain.load_state_dict(conv.state_dict())
 
 
-def test_works_as_conv_cfg_and_keeps_its_initialisation():
+def test_works_as_conv_cfg_and_keeps_its_initialization():
     module = ConvModule(8, 8, 3, padding=1, conv_cfg=dict(type='mmext.RepSO2d'), norm_cfg=dict(type='BN'))
     with torch.no_grad():
         module.conv.branches[0].weight.fill_(7)

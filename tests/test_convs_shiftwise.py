@@ -30,8 +30,8 @@ def released_tables(layer: ShiftwiseConv2d, seed: int = 123) -> tuple:
         torch.manual_seed(seed)
         horizontal = [[torch.randperm(n) for _ in range(count)] for _ in range(layer.n_rep)]
         vertical = [[torch.randperm(n) for _ in range(count)] for _ in range(layer.n_rep)]
-        centre = [torch.randint(0, n, [count]) for _ in range(layer.n_rep)]
-    return torch.from_numpy(ghost), horizontal, vertical, centre
+        center = [torch.randint(0, n, [count]) for _ in range(layer.n_rep)]
+    return torch.from_numpy(ghost), horizontal, vertical, center
 
 
 def shifted(image, down, right, height, width):
@@ -48,7 +48,7 @@ def by_shifting_and_adding(layer: ShiftwiseConv2d, x):
     """The released operator: convolve with every small kernel, then shift and add what comes out, then the norms."""
     (big, _), k, (height, width) = layer.kernel_size, layer.small_kernel, x.shape[2:]
     count, n = layer.paths.shape[1:3]
-    ghost, horizontal, vertical, centre = released_tables(layer)
+    ghost, horizontal, vertical, center = released_tables(layer)
     rep = torch.tensor([c for c in range(layer.in_channels) if c not in ghost])
     rows = cols = k - 1  # the padding of the small convolutions, by which their results lie further in
     every = sum(
@@ -63,7 +63,7 @@ def by_shifting_and_adding(layer: ShiftwiseConv2d, x):
                 sums[0, :, c] += shifted(kernel, across + rows, along + cols, height, width)
                 kernel = every[:, c * n + vertical[r][c][i]]
                 sums[1, :, c] += shifted(kernel, along + rows, across + cols, height, width)
-            sums[2, :, c] += shifted(every[:, c * n + centre[r][c]], -(k // 2) + rows, -(k // 2) + cols, height, width)
+            sums[2, :, c] += shifted(every[:, c * n + center[r][c]], -(k // 2) + rows, -(k // 2) + cols, height, width)
     out = x.clone()
     out[:, rep] += sum(norm(s) for norm, s in zip(layer.norms, sums, strict=True))
     return out

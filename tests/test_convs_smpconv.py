@@ -111,7 +111,7 @@ def test_gradcheck(form):
     assert torch.autograd.gradcheck(kernel, [layer.get_parameter(n).detach().requires_grad_() for n in names])
 
 
-def test_shapes_and_initialisation_are_the_released_ones():
+def test_shapes_and_initialization_are_the_released_ones():
     shared = SMPConv2d(64, 64, 31, groups=64)
     assert (shared.weight_coord.shape, shared.radius.shape) == ((1, 240, 2), (1, 240, 1, 1))
     assert shared.weights.shape == (64, 1, 240)

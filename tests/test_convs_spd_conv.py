@@ -52,7 +52,7 @@ def test_takes_the_kernel_of_the_strided_layer_and_computes_the_same(kernel, pad
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-12, atol=1e-12)
 
 
-def test_takes_an_uncentred_kernel_where_both_see_the_same():
+def test_takes_an_uncentered_kernel_where_both_see_the_same():
     plain = nn.Conv2d(3, 5, 4, 2, 1).double()
     layer = SPDConv2d(3, 5, 4, 2, 1).double()
     layer.load_state_dict(plain.state_dict())

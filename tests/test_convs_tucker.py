@@ -72,7 +72,7 @@ def test_decomposition_has_orthonormal_factors_and_keeps_the_best_of_each_mode()
         torch.testing.assert_close((factor.t() @ unfolded).norm(), kept)
 
 
-def test_initialisation_is_orthonormal_with_the_variance_of_kaiming():
+def test_initialization_is_orthonormal_with_the_variance_of_kaiming():
     layer = TuckerConv2d(64, 96, 3)
     assert layer.rank == (48, 32, 3, 3)
     for factor in layer.factors:

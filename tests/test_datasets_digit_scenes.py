@@ -77,7 +77,7 @@ def test_digit_stands_out_from_what_is_below_it(monkeypatch, few_digits):
     monkeypatch.setattr(digit_scenes, '_paste', measured)
     for number in range(20):
         make_scene(few_digits['val'], 96, 0, np.random.default_rng(number))
-    # The colours differ by 100 at least; opacity and soft edges take their part.
+    # The colors differ by 100 at least; opacity and soft edges take their part.
     assert min(contrasts) > 60
 
 

@@ -176,7 +176,7 @@ def test_a_shared_layer_is_folded_once_and_stays_shared():
 
 
 def test_what_no_kernel_computes_is_refused_by_name_and_the_model_stays_whole():
-    """A binarised input and a mask decide what such layers compute; nothing is folded around them."""
+    """A binarized input and a mask decide what such layers compute; nothing is folded around them."""
     model = nn.Sequential(
         RefConv2d(3, 4, 3, padding=1),
         nn.Sequential(XNORConv2d(4, 4, 3, padding=1), nn.ReLU()),

@@ -153,7 +153,7 @@ def test_an_optimizer_sees_the_hosts_parameters_only():
         ({'head': 'mmdet.YOLOXHead', 'in_channels': 8}, 'loops over cls_convs.*YOLOXHead holds None; take RetinaHead'),
         ({'head': 'mmdet.RetinaSepBNHead', 'num_ins': 5, 'in_channels': 8}, 'RetinaSepBNHead holds ModuleList'),
         ({'head': 'mmdet.RepPointsHead', 'in_channels': 8}, 'RepPointsHead cannot take a pair: it reads the dtype'),
-        ({'head': 'mmdet.DDODHead', 'in_channels': 8}, 'DDODHead cannot take a pair: it initialises'),
+        ({'head': 'mmdet.DDODHead', 'in_channels': 8}, 'DDODHead cannot take a pair: it initializes'),
     ],
 )
 def test_heads_that_cannot_take_a_pair_are_refused(cfg, message):

@@ -244,7 +244,7 @@ def test_the_base_says_what_to_define():
 
 
 def test_under_ddp_the_terms_are_inside_of_the_wrapper(tmp_path):
-    """Where DDP sees them in the output that it synchronises the gradients of."""
+    """Where DDP sees them in the output that it synchronizes the gradients of."""
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     outputs = []
     try:

@@ -108,7 +108,7 @@ def test_ocnn_is_the_root_of_the_same_distance():
     torch.testing.assert_close(ocnn(two, groups=2), ocnn(kernel) + ocnn(kernel.flip(0)))
 
 
-def test_the_released_padding_would_miss_the_centre_and_ours_does_not():
+def test_the_released_padding_would_miss_the_center_and_ours_does_not():
     kernel = torch.randn(3, 4, 3, 3, dtype=torch.float64)
     assert self_convolution(kernel, (2, 2)).shape[-2:] == (3, 3)
     norms = self_convolution(kernel, (2, 2))[0, ..., 1, 1].diagonal()

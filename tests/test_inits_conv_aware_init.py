@@ -101,7 +101,7 @@ def test_other_kernels_are_refused():
         ConvolutionAwareInit(eps_std=0)
 
 
-def test_layers_of_the_pack_keep_their_own_initialisation():
+def test_layers_of_the_pack_keep_their_own_initialization():
     """mmengine's rule: a name is that of a class or of its direct bases."""
     model = nn.Sequential(ROOT_MODELS.build(dict(type='mmext.RefConv2d', in_channels=4, out_channels=4, kernel_size=3)))
     before = model[0].weight.clone()

@@ -153,7 +153,7 @@ def test_other_norms(norm):
 
 
 @pytest.mark.parametrize('name', ['plain', 'structural', 'static', 'dynamic'])
-def test_initialising_again_draws_everything_anew(name):
+def test_initializing_again_draws_everything_anew(name):
     model = build(REPARAMS[name])
     with torch.no_grad():
         for parameter in model.parameters():

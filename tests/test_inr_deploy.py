@@ -264,7 +264,7 @@ def test_frozen_statistics_are_those_of_training_and_are_saved(name, tmp_path):
 
 @pytest.mark.parametrize('var', ['sum', 'cross'])
 def test_frozen_cross_norm_of_many_positions(var):
-    """Which are normalised in blocks."""
+    """Which are normalized in blocks."""
     norm = MODELS.build(dict(CN, num_features=40, var=var)).double()
     rows = 1 + torch.randn(7000, 40, dtype=torch.float64)
     whole = norm(rows)

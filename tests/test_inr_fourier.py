@@ -132,15 +132,15 @@ def test_cartesian_mask_is_made_of_whole_columns(size, acceleration):
     columns = torch.fft.fftshift(mask[0])
     assert torch.equal(mask, mask[:1].expand_as(mask))
     assert columns.sum() == round(size[1] / acceleration)
-    centre = round(size[1] * 0.32 / acceleration)
-    start = size[1] // 2 - centre // 2
-    assert columns[start : start + centre].all()
-    assert columns.sum() > centre
+    center = round(size[1] * 0.32 / acceleration)
+    start = size[1] // 2 - center // 2
+    assert columns[start : start + center].all()
+    assert columns.sum() > center
     assert mask[0, 0]
 
 
-def test_cartesian_mask_can_be_the_centre_alone():
-    mask = MaskedFourierOperator('cartesian', acceleration=5, centre_fraction=0.2).mask((10, 25))
+def test_cartesian_mask_can_be_the_center_alone():
+    mask = MaskedFourierOperator('cartesian', acceleration=5, center_fraction=0.2).mask((10, 25))
     frequencies = torch.fft.fftfreq(25, 1 / 25)[mask[3]]
     assert sorted(frequencies.tolist()) == [-2, -1, 0, 1, 2]
 
@@ -247,8 +247,8 @@ def test_the_baseline_of_a_complex_image_is_complex():
         (dict(fraction=0), r'needs a fraction of draws in \(0, 1\], got fraction=0'),
         (dict(fraction=1.5), r'needs a fraction of draws in \(0, 1\], got fraction=1.5'),
         (dict(mask='cartesian', acceleration=0.5), 'needs an acceleration of at least 1, got acceleration=0.5'),
-        (dict(mask='cartesian', centre_fraction=0.3), 'measures 0.25 of the columns .* got centre_fraction=0.3'),
-        (dict(mask='cartesian', centre_fraction=-0.1), 'measures .* between 0 and that, got centre_fraction=-0.1'),
+        (dict(mask='cartesian', center_fraction=0.3), 'measures 0.25 of the columns .* got center_fraction=0.3'),
+        (dict(mask='cartesian', center_fraction=-0.1), 'measures .* between 0 and that, got center_fraction=-0.1'),
         (dict(mask='radial', spokes=0), 'needs one spoke at least, got spokes=0'),
         (dict(noise=-1), 'needs a standard deviation noise >= 0'),
     ],

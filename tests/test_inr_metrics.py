@@ -98,7 +98,7 @@ def test_everything_is_computed_in_double_precision(dtype):
 
 def test_bad_images_are_refused(monkeypatch):
     for function in (psnr, ssim):
-        with pytest.raises(ValueError, match=rf'^{function.__name__} compares .* \(8, 8, 1\) and \(8, 8\); a grey'):
+        with pytest.raises(ValueError, match=rf'^{function.__name__} compares .* \(8, 8, 1\) and \(8, 8\); a gray'):
             function(picture(8, 8, 1), picture(8, 8))
     with pytest.raises(ValueError, match=r'^ssim needs images of at least 3 x 3 pixels, got \(2, 9, 1\)'):
         ssim(picture(2, 9, 1), picture(2, 9, 1))

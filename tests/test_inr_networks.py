@@ -1,4 +1,4 @@
-"""Coordinate networks: encodings, activations, parameter counts, layouts, frozen statistics and initialisation."""
+"""Coordinate networks: encodings, activations, parameter counts, layouts, frozen statistics and initialization."""
 
 import math
 
@@ -141,7 +141,7 @@ def test_activations():
     torch.testing.assert_close(wavelet(c).real, expected * (3 * c.real).cos())
 
 
-# --- initialisation ------------------------------------------------------------------------------------------------------
+# --- initialization ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_siren_ranges():
     assert linear.bias.abs().max().item() == pytest.approx(1 / 8, rel=0.05)
 
 
-def test_wavelet_layers_have_torchs_initialisation():
+def test_wavelet_layers_have_torchs_initialization():
     wire = CoordMLP(width=128, depth=3, act_cfg=dict(type='mmext.WaveletActivation'))
     weight = wire.linears[1].weight
     torch.manual_seed(5)
@@ -180,7 +180,7 @@ def test_wavelet_layers_have_torchs_initialisation():
     assert weight.abs().max().item() == pytest.approx(reference.abs().max().item(), rel=0.2)
 
 
-def test_initialising_again_draws_everything_anew(network):
+def test_initializing_again_draws_everything_anew(network):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(7.0)

@@ -107,7 +107,7 @@ def test_the_layout_in_memory_does_not_matter():
 
 
 @pytest.mark.parametrize('factor', [2, 3])
-def test_coarse_pixels_stand_in_the_centres_of_their_blocks(factor):
+def test_coarse_pixels_stand_in_the_centers_of_their_blocks(factor):
     coords = Downsampling(factor).coordinates(coordinate_grid(12, 18, dtype=torch.float64))
     for i in range(12 // factor):
         for j in range(18 // factor):
@@ -116,7 +116,7 @@ def test_coarse_pixels_stand_in_the_centres_of_their_blocks(factor):
             torch.testing.assert_close(coords[i, j], expected)
 
 
-@pytest.mark.parametrize('points', ['centres', 'all'])
+@pytest.mark.parametrize('points', ['centers', 'all'])
 def test_a_linear_network_predicts_the_means_exactly(points):
     network, coords = nn.Linear(2, 3, dtype=torch.float64), coordinate_grid(12, 18, dtype=torch.float64)
     operator = Downsampling(3, points)
@@ -130,7 +130,7 @@ def test_only_all_points_are_exact_for_a_curved_network():
     assert not torch.allclose(Downsampling(3)(Downsampling(3).coordinates(coords).square()), measured)
 
 
-def test_the_network_is_evaluated_at_the_centres_only():
+def test_the_network_is_evaluated_at_the_centers_only():
     operator, coords = Downsampling(3), coordinate_grid(12, 18)
     assert operator.coordinates(coords).shape == (4, 6, 2)
     assert operator(IMAGE) is IMAGE
@@ -159,7 +159,7 @@ def test_the_gradient_of_a_mean_is_shared_by_its_block():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="Downsampling needs points 'centres' or 'all', got points='corners'"):
+    with pytest.raises(ValueError, match="Downsampling needs points 'centers' or 'all', got points='corners'"):
         Downsampling(points='corners')
     with pytest.raises(ValueError, match='Downsampling needs a factor of at least 1, got factor=0'):
         Downsampling(0)

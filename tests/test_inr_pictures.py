@@ -201,7 +201,7 @@ def test_what_was_measured_stands_under_the_baseline(operator, title, monkeypatc
     shown, measured = np.asarray(found[0][title]), model.operator.measure(item['data_samples'].target)
     if title.startswith('measured'):
         assert shown.sum() == len(measured)
-        assert shown[:, 8].all(), 'the frequency zero stands in the centre'
+        assert shown[:, 8].all(), 'the frequency zero stands in the center'
     else:
         scale = measured.max() - measured.min() if title == 'sinogram' else 1
         offset = measured.min() if title == 'sinogram' else 0
@@ -228,9 +228,9 @@ def test_a_drawing_shows_what_it_says(shape, baseline, tmp_path):
     expected = limited if shape[2] == 3 else limited[..., 0]
     np.testing.assert_allclose(shown[caption], expected)
     np.testing.assert_allclose(shown['absolute error'], (limited - one.target).abs().mean(-1), atol=1e-6)
-    centre = shown['spectrum of target'][shape[0] // 2, shape[1] // 2]
+    center = shown['spectrum of target'][shape[0] // 2, shape[1] // 2]
     constant = one.target.sum() / math.sqrt(shape[0] * shape[1])
-    assert centre == pytest.approx(math.log10(constant), abs=1e-5)
+    assert center == pytest.approx(math.log10(constant), abs=1e-5)
     assert figure.get_suptitle() == 'a title'
     save_figure(figure, tmp_path / 'new/drawn.png', dpi=30)
     height, width, _ = pixels(tmp_path / 'new/drawn.png').shape

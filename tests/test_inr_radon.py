@@ -33,7 +33,7 @@ def relative_error(a, b):
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
 def test_equals_scikit_image(dtype, tolerance):
-    operator = RadonOperator(37, normalise=False)
+    operator = RadonOperator(37, normalize=False)
     sinogram = operator(PHANTOM.to(dtype))
     assert sinogram.shape == (37, 128, 1)
     assert sinogram.dtype == dtype
@@ -44,13 +44,13 @@ def test_equals_scikit_image(dtype, tolerance):
 @pytest.mark.parametrize('side', [2, 3, 15, 16])
 def test_equals_scikit_image_at_any_angle_with_corners_and_channels(side):
     image = torch.rand(side, side, 3, dtype=torch.float64)
-    sinogram = RadonOperator(angles=ANGLES, normalise=False)(image)
+    sinogram = RadonOperator(angles=ANGLES, normalize=False)(image)
     torch.testing.assert_close(sinogram, reference(image, ANGLES), rtol=1e-10, atol=1e-10)
 
 
 def test_the_view_from_above_sums_columns():
     image = torch.rand(9, 9, 2, dtype=torch.float64)
-    torch.testing.assert_close(RadonOperator(1, normalise=False)(image)[0], image.sum(0))
+    torch.testing.assert_close(RadonOperator(1, normalize=False)(image)[0], image.sum(0))
 
 
 def test_the_opposite_view_is_the_first_one_mirrored():
@@ -61,21 +61,21 @@ def test_the_opposite_view_is_the_first_one_mirrored():
 
 
 def test_every_view_of_the_phantom_sums_to_all_of_it():
-    sums = RadonOperator(60, normalise=False)(PHANTOM).sum((1, 2))
+    sums = RadonOperator(60, normalize=False)(PHANTOM).sum((1, 2))
     torch.testing.assert_close(sums, PHANTOM.sum().expand(60), rtol=4e-4, atol=0)
 
 
 def test_a_corner_counts_in_the_views_that_see_it():
     image = torch.zeros(16, 16, 1)
     image[0, 0] = 1
-    straight, slanted = RadonOperator(angles=(0, 45), normalise=False)(image)
+    straight, slanted = RadonOperator(angles=(0, 45), normalize=False)(image)
     assert straight.sum() == 1
     assert slanted.sum() == 0
 
 
-def test_normalised_means_divided_by_the_side():
+def test_normalized_means_divided_by_the_side():
     image = torch.rand(16, 16, 1, dtype=torch.float64)
-    torch.testing.assert_close(RadonOperator(5)(image) * 16, RadonOperator(5, normalise=False)(image))
+    torch.testing.assert_close(RadonOperator(5)(image) * 16, RadonOperator(5, normalize=False)(image))
 
 
 def test_linear_in_the_image():
@@ -199,7 +199,7 @@ def test_filtered_back_projection_of_the_phantom(views, psnr, ssim):
 def test_the_baseline_is_that_of_the_image_whatever_the_form():
     image = PHANTOM * torch.tensor([1.0, 0.5, 0.0])
     guesses = [
-        op.baseline(op.measure(image), (128, 128)) for op in (RadonOperator(20), RadonOperator(20, normalise=False))
+        op.baseline(op.measure(image), (128, 128)) for op in (RadonOperator(20), RadonOperator(20, normalize=False))
     ]
     torch.testing.assert_close(*guesses)
     torch.testing.assert_close(guesses[0][..., 1], guesses[0][..., 0] / 2)

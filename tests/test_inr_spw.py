@@ -156,7 +156,7 @@ def test_compiles_whole(network):
     torch.testing.assert_close(compiled(grid), model(grid), rtol=1e-4, atol=1e-5)
 
 
-def test_initialising_again_draws_everything_anew():
+def test_initializing_again_draws_everything_anew():
     for form in ('full', 'lowrank'):
         model = build('siren', form)
         with torch.no_grad():

@@ -82,7 +82,7 @@ def test_pictures_are_those_of_scikit_image():
     np.testing.assert_allclose(load_picture('camera')[..., 0], data.camera() / 255, atol=1e-7)
     np.testing.assert_allclose(load_picture('astronaut'), data.astronaut() / 255, atol=1e-7)
     np.testing.assert_allclose(load_picture('phantom')[..., 0], data.shepp_logan_phantom(), atol=1e-6)
-    np.testing.assert_allclose(load_picture('coffee', grey=True)[..., 0], color.rgb2gray(data.coffee()), atol=1e-6)
+    np.testing.assert_allclose(load_picture('coffee', gray=True)[..., 0], color.rgb2gray(data.coffee()), atol=1e-6)
 
 
 def test_dataset_pairs_pixels_with_positions():

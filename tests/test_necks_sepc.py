@@ -81,13 +81,13 @@ def test_pconv_is_its_equation():
         torch.testing.assert_close(z, y.relu())
 
 
-def test_pconv_of_one_level_is_a_convolution_and_needs_no_neighbours():
+def test_pconv_of_one_level_is_a_convolution_and_needs_no_neighbors():
     pconv = randomise(PConv(8, 8, deform=True))
     (x,) = pyramid(((5, 7),))
     assert torch.equal(pconv([x])[0], F.conv2d(x, pconv.Pconv[1].weight, pconv.Pconv[1].bias, padding=1).relu())
 
 
-def test_without_its_neighbour_taps_a_level_ignores_the_other_levels():
+def test_without_its_neighbor_taps_a_level_ignores_the_other_levels():
     pconv = randomise(PConv(8, 8))
     for i in (0, 2):
         nn.init.zeros_(pconv.Pconv[i].weight)
@@ -235,7 +235,7 @@ def test_fold_leaves_no_norm_and_the_original_alone():
     assert all(torch.equal(v, before[k]) for k, v in neck.state_dict().items())
 
 
-def test_a_host_keeps_the_initialisation():
+def test_a_host_keeps_the_initialization():
     fpn = {'type': 'mmdet.FPN', 'in_channels': [8, 8, 8], 'out_channels': 8, 'num_outs': 5}
     neck = MODELS.build([fpn, {'type': 'mmext.SEPC', 'in_channels': 8, 'out_channels': 8, **FULL}])
     randomise(neck[1])

@@ -8,7 +8,7 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from torch import nn
 
 from mmext.norms import CrossNorm, GlobalNorm, freeze_stats
-from mmext.norms.cross_norm import cross_normalise
+from mmext.norms.cross_norm import cross_normalize
 
 NORMS = {
     'global': (GlobalNorm, {}),
@@ -83,7 +83,7 @@ def test_blocks_of_rows_change_nothing():
     norm = make('cross', channels=7)
     x = torch.randn(2**17 // 7 + 11, 7, dtype=torch.float64, requires_grad=True)
     direction = torch.randn_like(x)
-    whole = cross_normalise(x, norm.weight, norm.bias, len(x) + 7, norm.eps)
+    whole = cross_normalize(x, norm.weight, norm.bias, len(x) + 7, norm.eps)
     torch.testing.assert_close(norm(x), whole, rtol=1e-10, atol=1e-10)
     wanted = (x, norm.weight, norm.bias)
     for ours, reference in zip(
@@ -112,7 +112,7 @@ def test_backward_under_autocast_is_in_full_precision(case):
     torch.testing.assert_close(low, exact, rtol=1e-4, atol=1e-5)
 
 
-def test_global_norm_standardises_the_whole_tensor():
+def test_global_norm_standardizes_the_whole_tensor():
     x = torch.randn(50, 6, dtype=torch.float64) * 4 - 2
     y = GlobalNorm(6).double()(x)
     var = x.var()

@@ -37,8 +37,8 @@ def test_table_shows_what_was_measured():
 
 
 def test_pictures_are_stacked(tmp_path):
-    for name, size, colour in (('a', (30, 10), 'red'), ('b', (20, 15), 'blue')):
-        Image.new('RGB', size, colour).save(tmp_path / f'{name}.png')
+    for name, size, color in (('a', (30, 10), 'red'), ('b', (20, 15), 'blue')):
+        Image.new('RGB', size, color).save(tmp_path / f'{name}.png')
     demo['stack']([tmp_path / 'a.png', tmp_path / 'b.png'], tmp_path / 'out.png')
     page = Image.open(tmp_path / 'out.png')
     assert page.size == (30, 25)

@@ -332,7 +332,7 @@ def test_shiftwise_tables_are_those_of_the_global_generators():
                     counted[channel, place, kernel] += 1
         assert torch.equal(new[name], counted)
     counted = torch.zeros(new['slots_s'].shape, dtype=torch.uint8)
-    for order in official.centre:
+    for order in official.center:
         counted[torch.arange(len(order)), order] += 1
     assert torch.equal(new['slots_s'], counted)
 

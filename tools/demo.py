@@ -213,9 +213,9 @@ def with_map(path: Path) -> Drawing:
 
     def draw_on(image: Image.Image) -> Image.Image:
         classes = np.asarray(Image.open(path).resize(image.size, Image.Resampling.NEAREST))
-        colours = np.array(SEG_PALETTE, dtype=np.uint8)[classes]
-        grey = np.asarray(image.convert('L').convert('RGB')) // 2
-        return Image.fromarray(np.where(classes[..., None] > 0, colours, grey))
+        colors = np.array(SEG_PALETTE, dtype=np.uint8)[classes]
+        gray = np.asarray(image.convert('L').convert('RGB')) // 2
+        return Image.fromarray(np.where(classes[..., None] > 0, colors, gray))
 
     return draw_on
 

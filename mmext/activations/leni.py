@@ -29,7 +29,7 @@ class LENI(nn.Module):
         y_c &= a_c P_c + b_c E_c \quad \text{(compress)} \qquad y = [P, E] \quad \text{(concat, 2C channels)}
 
     The two branches, concatenation and compression are the paper's. That :math:`T` is depthwise 3x3 with BN and
-    :math:`\phi = \mathrm{relu}`, that the compression is two scalars per channel, and the initialisation
+    :math:`\phi = \mathrm{relu}`, that the compression is two scalars per channel, and the initialization
     :math:`a = 1, b = 0` (equal to ReLU, so that a trained network can be given LENI and fine-tuned) are our reading; each
     is an argument. At :math:`b = 0` learning starts through :math:`b`: its gradient is not zero, that of :math:`T` is.
 
@@ -41,7 +41,7 @@ class LENI(nn.Module):
         kernel_size: Size of T, odd.
         t_group_size: Channels that T mixes with each other; 1 is depthwise.
         neg_input: ``'rectified'`` feeds T with relu(-x), ``'negated'`` with -x.
-        norm_cfg: Normalisation after T, None for none.
+        norm_cfg: Normalization after T, None for none.
         post_act: Whether phi is ReLU (else the identity).
         mode: ``'compress'`` or ``'concat'``.
         init_pos: Initial a.
@@ -128,7 +128,7 @@ class LENI(nn.Module):
 
 @MODELS.register_module()
 class LENIConv(BaseModule):
-    """A convolution to half the channels, normalised, whose other half LENI makes of the negative part.
+    """A convolution to half the channels, normalized, whose other half LENI makes of the negative part.
 
     This is our reading of the paper's *channel compensation*: ``LENIConv(C_in, C_out)`` yields C_out channels from a kernel
     of half the size. It stands where conv, norm and activation stand, never after a residual addition.
@@ -137,7 +137,7 @@ class LENIConv(BaseModule):
         in_channels: Channels of the input.
         out_channels: Channels of the output, even.
         kernel_size: Of the convolution, like the further arguments of ``nn.Conv2d`` in ``kwargs``.
-        norm_cfg: Normalisation between the convolution and LENI, None for none.
+        norm_cfg: Normalization between the convolution and LENI, None for none.
         leni_cfg: Further arguments of :class:`LENI`, all but ``mode``.
         init_cfg: As everywhere in mmengine.
 

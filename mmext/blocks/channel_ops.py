@@ -20,7 +20,7 @@ def receptive_range(channels: int, hidden: int, groups: tuple[int, int], shuffle
     .. math:: RR = \frac{C}{G_1} \min\left(G_1, \frac{C_h}{G_2}\right), \qquad
         \text{full } (RR = C) \iff G_1 G_2 \le C_h
 
-    Without the shuffle an output sees only the groups that its own :math:`C_h / G_2` neighbouring hidden channels belong
+    Without the shuffle an output sees only the groups that its own :math:`C_h / G_2` neighboring hidden channels belong
     to; where that differs between outputs, the smallest number is returned. A channel-wise operator in the middle changes
     nothing, and the residual adds only the channel itself. The definition is our reading of the paper's term.
 
@@ -42,13 +42,13 @@ def receptive_range(channels: int, hidden: int, groups: tuple[int, int], shuffle
 
 @MODELS.register_module()
 class RefCO(nn.Module):
-    """Sparsely factorised channel operator of FalconNet: grouped 1x1 convolution, norm, activation, channel shuffle.
+    """Sparsely factorized channel operator of FalconNet: grouped 1x1 convolution, norm, activation, channel shuffle.
 
     Cai and Shen, *FalconNet: Factorization for the Light-weight ConvNets*, 2023, arXiv 2306.06365.
 
     A pair of these, C to C_h and back, costs C C_h (1/G1 + 1/G2) weights where a dense pair costs 2 C C_h, and still connects
     every output with every input if G1 G2 <= C_h (see :func:`receptive_range`). That the factors are grouped convolutions
-    with a shuffle between is our reading; the paper's principle is that the receptive range guides the factorisation.
+    with a shuffle between is our reading; the paper's principle is that the receptive range guides the factorization.
 
     Args:
         in_channels: Channels of the input.

@@ -12,11 +12,11 @@ __all__ = ['ExtConv2d']
 
 
 class ExtConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with the two properties that keep a special initialisation alive inside OpenMMLab models.
+    """``nn.Conv2d`` with the two properties that keep a special initialization alive inside OpenMMLab models.
 
-    mmengine's initialisers match ``layer='Conv2d'`` against a class name and the names of its *direct* bases, so a layer
-    that derives from ``nn.Conv2d`` itself is re-initialised by its host; one class in between prevents that. And mmcv's
-    ``ConvModule`` re-initialises every conv that has no ``init_weights``; so each layer has one. Only both together
+    mmengine's initializers match ``layer='Conv2d'`` against a class name and the names of its *direct* bases, so a layer
+    that derives from ``nn.Conv2d`` itself is re-initialized by its host; one class in between prevents that. And mmcv's
+    ``ConvModule`` re-initializes every conv that has no ``init_weights``; so each layer has one. Only both together
     survive in ResNet (``conv_cfg`` and ``dcn``), FPN and CSPNeXt.
 
     Subclasses take every argument of ``nn.Conv2d`` with its defaults, then their own as keywords.
@@ -55,7 +55,7 @@ class ExtConv2d(nn.Conv2d):
             raise ValueError(f'{type(self).__name__}: {error}') from error
 
     def init_weights(self) -> None:
-        """Initialise the layer as its constructor does."""
+        """Initialize the layer as its constructor does."""
         self.reset_parameters()
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:

@@ -1,4 +1,4 @@
-"""Binary weights: the kernel is a sign with one scale per filter; and the same with a binarised input."""
+"""Binary weights: the kernel is a sign with one scale per filter; and the same with a binarized input."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BinaryWeightConv2d(GeneratedConv2d):
       the sign's derivative taken for :math:`m`;
     - ``'ste'``: :math:`m G`, straight through.
 
-    Networks usually keep their first and last layers real; leave those out by a rule. 1x1 kernels are binarised as well.
+    Networks usually keep their first and last layers real; leave those out by a rule. 1x1 kernels are binarized as well.
 
     Args:
         *args: Those of ``nn.Conv2d``.
@@ -84,7 +84,7 @@ class BinaryWeightConv2d(GeneratedConv2d):
 
 @MODELS.register_module()
 class XNORConv2d(ExtConv2d):
-    r"""Convolution of a binarised input with a binary kernel (XNOR-Net).
+    r"""Convolution of a binarized input with a binary kernel (XNOR-Net).
 
     Rastegari, Ordonez, Redmon, Farhadi, *XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks*,
     ECCV 2016, arXiv 1603.05279.
@@ -96,7 +96,7 @@ class XNORConv2d(ExtConv2d):
     the mean over its channels. The signs have the derivative :math:`1[|x| \le 1]`. It computes with floating-point numbers:
     this layer is for training such networks and measuring their accuracy, not for bit arithmetic.
 
-    The paper orders the layers as norm, binarised convolution, pooling. Right behind a ReLU the layer is useless, because
+    The paper orders the layers as norm, binarized convolution, pooling. Right behind a ReLU the layer is useless, because
     every sign is +1 there. The result is not linear in the input, so that the layer folds into no plain convolution.
 
     Args:
@@ -118,7 +118,7 @@ class XNORConv2d(ExtConv2d):
     zeros around the image contribute nothing.
     """
 
-    cannot_fold = 'it binarises its input'
+    cannot_fold = 'it binarizes its input'
     weight_is_kernel = False
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 
-__all__ = ['ConditionedConv2d', 'standardised']
+__all__ = ['ConditionedConv2d', 'standardized']
 
 # The side of the grid of coordinates that a layer without a given condition looks at.
 GRID = 16
@@ -84,7 +84,7 @@ class ConditionedConv2d(GeneratedConv2d):
 
     @torch.no_grad()
     def set_condition(self, condition: Tensor) -> None:
-        """Describe the signal by ``condition``, (condition_dim,); it is standardised over its entries.
+        """Describe the signal by ``condition``, (condition_dim,); it is standardized over its entries.
 
         Raises:
             RuntimeError: If the layer makes its condition from coordinates.
@@ -96,7 +96,7 @@ class ConditionedConv2d(GeneratedConv2d):
             raise ValueError(
                 f'ConditionedConv2d needs a condition of shape {tuple(self.condition.shape)}, got {tuple(condition.shape)}'
             )
-        self.condition.copy_(standardised(condition))
+        self.condition.copy_(standardized(condition))
 
     def generate_kernel(self) -> Tensor:
         condition = self.condition if self.source == 'given' else self.observer(self.grid).mean((0, 2, 3))
@@ -107,7 +107,7 @@ class ConditionedConv2d(GeneratedConv2d):
         return f'condition_dim={self.condition_dim}, hidden_dim={self.hidden_dim}, source={self.source!r}'
 
 
-def standardised(condition: Tensor) -> Tensor:
+def standardized(condition: Tensor) -> Tensor:
     """Return a description with mean zero and variance one over its entries: the stages that it comes from differ in scale."""
     spread = condition.std(correction=0).clamp_min(torch.finfo(condition.dtype).tiny)
     return (condition - condition.mean()) / spread

@@ -32,12 +32,12 @@ class DCLSConv2d(PointConv2d):
 
     .. math:: W[r, s] = \sum_{i=1}^{m} w_i\, X_i[r, s], \qquad X_i[r, s] = \frac{g(r - y_i)\, g(s - x_i)}{Z_i}
 
-    with rows and columns counted from the centre, and
+    with rows and columns counted from the center, and
 
     - ``'v0'``: the triangle :math:`g(d) = \max(0, 1 - |d|)`, :math:`Z = 1`: bilinear interpolation;
     - ``'v1'``: the same, with :math:`Z_i = \sum_{r, s} g(r - y_i)\, g(s - x_i) + 10^{-7}`;
-    - ``'max'``: wider triangles :math:`g(d) = \max(0, \sigma - |d|)`, :math:`\sigma = 1 + |\mathrm{SIG}|`, normalised;
-    - ``'gauss'``: :math:`g(d) = \exp(-d^2 / 2 \sigma^2)`, :math:`\sigma = 0.27 + |\mathrm{SIG}|`, normalised.
+    - ``'max'``: wider triangles :math:`g(d) = \max(0, \sigma - |d|)`, :math:`\sigma = 1 + |\mathrm{SIG}|`, normalized;
+    - ``'gauss'``: :math:`g(d) = \exp(-d^2 / 2 \sigma^2)`, :math:`\sigma = 0.27 + |\mathrm{SIG}|`, normalized.
 
     All of them are products over the two axes, so that all kernels are one batched matrix product here, of (rows x points)
     by (points x columns).
@@ -51,7 +51,7 @@ class DCLSConv2d(PointConv2d):
 
     Shape:
         ``point_weight`` is (Co, Ci/groups, m); ``P``, the positions, and ``SIG``, the widths (``'max'`` and ``'gauss'`` only),
-        are (2, Co, Ci/groups, m), rows first, in pixels from the centre.
+        are (2, Co, Ci/groups, m), rows first, in pixels from the center.
 
     Raises:
         ValueError: If ``kernel_count`` is not positive or ``version`` unknown.
@@ -61,7 +61,7 @@ class DCLSConv2d(PointConv2d):
     predates ``SIG``, for which the same is our reading. ``mmext.RepulsionHook`` is the paper's loss that keeps points apart.
 
     Ours, too: rows come first in every version (in the official one ``'v0'`` has rows first, the others columns), each axis
-    has its own centre (the official one takes the rows' for both in all versions but ``'v0'``), at an even window the
+    has its own center (the official one takes the rows' for both in all versions but ``'v0'``), at an even window the
     positions stop at its last row, where the official bound lets a point leave, and ``SIG`` of ``'max'`` starts at 0.001,
     since at the official 0 it has no gradient.
 

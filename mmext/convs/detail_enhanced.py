@@ -70,13 +70,13 @@ class DEConv2d(GeneratedConv2d):
                 nn.init.kaiming_uniform_(branch, a=5**0.5)
 
     def generate_kernel(self) -> Tensor:
-        centre = F.pad(self.central.sum((-2, -1), keepdim=True), (1, 1, 1, 1))
+        center = F.pad(self.central.sum((-2, -1), keepdim=True), (1, 1, 1, 1))
         taps = self.angular.flatten(-2).unbind(-1)
         turned = torch.stack([taps[source] for source in CLOCKWISE], -1).view_as(self.angular)
         nothing = torch.zeros_like(self.horizontal)
         horizontal = torch.stack([self.horizontal, nothing, -self.horizontal], -1)
         vertical = torch.stack([self.vertical, nothing, -self.vertical], -2)
-        return self.weight + (self.central - centre) + (self.angular - self.theta * turned) + horizontal + vertical
+        return self.weight + (self.central - center) + (self.angular - self.theta * turned) + horizontal + vertical
 
     def take_kernel(self, kernel: Tensor) -> None:
         self.weight += kernel - self.generate_kernel()

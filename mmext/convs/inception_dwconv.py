@@ -64,7 +64,7 @@ class InceptionDWConv2d(GeneratedConv2d):
         rows, cols = self.kernel_size
         if rows % 2 == 0 or cols % 2 == 0:
             raise ValueError(
-                f'InceptionDWConv2d centres its branches and needs an odd kernel_size, got {self.kernel_size}'
+                f'InceptionDWConv2d centers its branches and needs an odd kernel_size, got {self.kernel_size}'
             )
         count = max(int(self.in_channels * branch_ratio), 1)
         self.parts = (self.in_channels - 3 * count, count, count, count)
@@ -122,7 +122,7 @@ class InceptionDWConv2d(GeneratedConv2d):
         return depthwise_conv2d(x, kernel, bias, self.stride, (max(rows, 0), max(cols, 0)), self.dilation)
 
     def _rest(self, padding: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-        """Return the padding of a smaller kernel in the centre of the full one, negative where the input is cropped."""
+        """Return the padding of a smaller kernel in the center of the full one, negative where the input is cropped."""
         rows, cols = (
             p - (full - k) // 2 * d
             for p, full, k, d in zip(padding, self.kernel_size, size, self.dilation, strict=True)

@@ -18,7 +18,7 @@ class PointConv2d(GeneratedConv2d):
 
     A 1 x 1 window leaves a point no room: such a layer stays a plain convolution.
 
-    A plain kernel that is taken, from a checkpoint or by surgery, may be smaller than the window. It then lies in the centre,
+    A plain kernel that is taken, from a checkpoint or by surgery, may be smaller than the window. It then lies in the center,
     which is the same function if the padding has grown alike.
     """
 
@@ -34,7 +34,7 @@ class PointConv2d(GeneratedConv2d):
         return tuple(shape[:2]) == channels and all(k <= n for k, n in zip(shape[2:], self.kernel_size, strict=True))
 
     def fill_window(self, kernel: Tensor) -> Tensor:
-        """Return ``kernel`` with zeros around it, as large as the window and with the same centre."""
+        """Return ``kernel`` with zeros around it, as large as the window and with the same center."""
         pads = []
         for k, window in reversed(list(zip(kernel.shape[2:], self.kernel_size, strict=True))):
             before = window // 2 - k // 2

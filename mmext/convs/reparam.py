@@ -60,7 +60,7 @@ class ReparamConv2d(GeneratedConv2d):
             return
         if not all(k % 2 for k in self.kernel_size):
             raise ValueError(
-                f'{type(self).__name__} centres its branches and needs an odd kernel_size, got {self.kernel_size}'
+                f'{type(self).__name__} centers its branches and needs an odd kernel_size, got {self.kernel_size}'
             )
         self.register_parameter('weight', None)
         same_channels = self.in_channels == self.out_channels
@@ -89,7 +89,7 @@ class ReparamConv2d(GeneratedConv2d):
         """Convolve ``x``, (N, in_channels, H, W): branch by branch in training, with the generated kernel in eval mode."""
         if self.plain or not self.training:
             return super().forward(x)
-        # Every branch sees the part of the padded input that its kernel covers in the centre of the full one; this is the
+        # Every branch sees the part of the padded input that its kernel covers in the center of the full one; this is the
         # same linear map as the zero-padded kernel, for any stride, padding and dilation.
         x = self.pad(x)
         y = sum(branch(x, self) for branch in self.branches)

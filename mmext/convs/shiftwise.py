@@ -26,7 +26,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
 
     Each channel has :math:`n = \lceil M/k \rceil` small kernels of k x k. Laid end to end, in an order that is random and
     fixed, they are a horizontal strip of about k x M; in another order, a vertical one; and one alone, chosen at random, is a
-    centre. With several orders (``n_rep``) the strips are summed. The released code convolves with every small kernel, then
+    center. With several orders (``n_rep``) the strips are summed. The released code convolves with every small kernel, then
     shifts and adds what comes out; no more than sums stands between, so that here each of the three is assembled from the
     small kernels by fixed tables and is *one* depthwise convolution:
 
@@ -51,7 +51,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
     Shape:
         ``paths`` is (n_path, C', n, k, k) with C' channels that do not pass unchanged. Fixed and saved: ``channels`` (C',),
         their indices; ``slots_h`` and ``slots_v`` (C', n, n), how many of the orders put the small kernel of the last index
-        into the place of the middle one; ``slots_s`` (C', n), how many centres the kernel is.
+        into the place of the middle one; ``slots_s`` (C', n), how many centers the kernel is.
 
     Raises:
         ValueError: If the layer is not depthwise, a kernel even or not square, an argument out of range, no channel is left
@@ -93,7 +93,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
             )
         if self.kernel_size != (size, size) or size % 2 == 0 or small_kernel % 2 == 0:
             raise ValueError(
-                'ShiftwiseConv2d centres its kernels and needs a square kernel_size and a small_kernel that are odd, got '
+                'ShiftwiseConv2d centers its kernels and needs a square kernel_size and a small_kernel that are odd, got '
                 f'kernel_size={self.kernel_size}, {small_kernel=}'
             )
         if not 0 <= ghost_ratio < 1 or n_path < 1 or n_rep < 1:
@@ -108,7 +108,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
                 f'with {ghost_ratio=}; lower ghost_ratio or leave the layer out'
             )
         self.n_small = -(-size // small_kernel)
-        # How far the strips, which begin M // 2 before the centre, reach behind it; and the larger of both.
+        # How far the strips, which begin M // 2 before the center, reach behind it; and the larger of both.
         self.reach = self.n_small * small_kernel - 1 - size // 2
         self.radius = max(size // 2, self.reach)
         like = self.weight.detach()
@@ -129,8 +129,8 @@ class ShiftwiseConv2d(GeneratedConv2d):
         for name in ('slots_h', 'slots_v'):
             orders = [torch.randperm(n, generator=generator, device='cpu') for _ in range(self.n_rep * count)]
             tables[name] = _count(torch.stack(orders).view(self.n_rep, count, n), n)
-        centres = [torch.randint(n, (count,), generator=generator, device='cpu') for _ in range(self.n_rep)]
-        tables['slots_s'] = _count(torch.stack(centres), n)
+        centers = [torch.randint(n, (count,), generator=generator, device='cpu') for _ in range(self.n_rep)]
+        tables['slots_s'] = _count(torch.stack(centers), n)
         return tables
 
     def init_weights(self) -> None:
@@ -161,12 +161,12 @@ class ShiftwiseConv2d(GeneratedConv2d):
         horizontal, vertical = (
             (table.to(small)[..., None, None] * small.unsqueeze(1)).sum(2) for table in (self.slots_h, self.slots_v)
         )
-        centre = (self.slots_s.to(small)[..., None, None] * small).sum(1)
+        center = (self.slots_s.to(small)[..., None, None] * small).sum(1)
         ends = (self.radius - self.kernel_size[0] // 2, self.radius - self.reach)
         return (
             F.pad(horizontal.transpose(1, 2).flatten(2), ends).unsqueeze(1),
             F.pad(vertical.flatten(1, 2), (0, 0, *ends)).unsqueeze(1),
-            centre.unsqueeze(1),
+            center.unsqueeze(1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
     def _crop(self, padded: Tensor, size: Sequence[int]) -> Tensor:
-        """Return the part of the padded input that a kernel of ``size`` covers in the centre of the whole one."""
+        """Return the part of the padded input that a kernel of ``size`` covers in the center of the whole one."""
         rows, cols = ((self.radius - k // 2) * d for k, d in zip(size, self.dilation, strict=True))
         return padded[..., rows : padded.shape[-2] - rows, cols : padded.shape[-1] - cols]
 

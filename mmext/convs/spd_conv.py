@@ -34,7 +34,7 @@ class SPDConv2d(GeneratedConv2d):
     Shape:
         ``phase_weight`` is (Co, s^2 Ci/groups, k, k); there is no ``weight``. The output has
         :math:`\lfloor H/s \rfloor + 2p - k + 1` rows: what the strided layer returns where H is divisible by s and the
-        kernel centred, 2 p = k - 1. The rows and columns beyond the last whole s x s block are not seen, as in any strided
+        kernel centered, 2 p = k - 1. The rows and columns beyond the last whole s x s block are not seen, as in any strided
         convolution (the released layer refuses such sizes); where a sum needs equal sizes, replace the strided layers of
         both sides. A plain strided kernel is taken exactly: at a position of the larger kernel.
 

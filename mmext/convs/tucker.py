@@ -49,7 +49,7 @@ class TuckerConv2d(GeneratedConv2d):
     Raises:
         ValueError: If ``groups`` is not 1, or a rank or the ratio is out of range.
 
-    The initialisation is our reading: the higher-order SVD of a Kaiming-normal kernel, cut to the ranks and scaled back to
+    The initialization is our reading: the higher-order SVD of a Kaiming-normal kernel, cut to the ranks and scaled back to
     that kernel's norm, so that the factors start orthonormal. A plain layer's kernel is taken by the same decomposition,
     unscaled: at full rank exactly, else with the error of the singular values that were cut off.
     """

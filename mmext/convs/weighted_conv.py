@@ -1,4 +1,4 @@
-"""Weighted convolution: the kernel is multiplied, tap by tap, by a density that is 1 in its centre."""
+"""Weighted convolution: the kernel is multiplied, tap by tap, by a density that is 1 in its center."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class WeightedConv2d(GeneratedConv2d):
     Cammarasana and Patanè, *Optimal Density Functions for Weighted Convolution in Learning Models*, 2025, arXiv 2505.24527,
     and *Optimal Weighted Convolution for Classification and Denosing*, 2025, arXiv 2505.24558.
 
-    A symmetric profile :math:`\alpha` with 1 in its centre weights the rows and the columns of the kernel:
+    A symmetric profile :math:`\alpha` with 1 in its center weights the rows and the columns of the kernel:
 
     .. math:: \tilde W = W \odot \Phi, \qquad \Phi = \alpha \alpha^\top, \qquad
         \alpha = (d_1, \dots, d_r, 1, d_r, \dots, d_1), \quad r = (k - 1) / 2
 
     As :math:`\Phi` can be absorbed by the kernel, the layer computes nothing that a plain one cannot; what changes is the
-    training: under SGD the gradient of :math:`\tilde W` is scaled by :math:`\Phi^2`. A 1x1 kernel has a centre only and
+    training: under SGD the gradient of :math:`\tilde W` is scaled by :math:`\Phi^2`. A 1x1 kernel has a center only and
     stays plain.
 
     Args:
@@ -53,7 +53,7 @@ class WeightedConv2d(GeneratedConv2d):
         rows, cols = self.kernel_size
         if rows != cols or rows % 2 == 0:
             raise ValueError(
-                f'WeightedConv2d centres its density and needs a square odd kernel, got kernel_size={self.kernel_size}; '
+                f'WeightedConv2d centers its density and needs a square odd kernel, got kernel_size={self.kernel_size}; '
                 'leave the layer out'
             )
         self.trainable = trainable

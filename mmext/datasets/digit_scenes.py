@@ -43,7 +43,7 @@ PALETTE = [
 SEG_CLASSES = ('background', *CLASSES)
 SEG_PALETTE = [(0, 0, 0), *PALETTE]
 
-# Both splits hold textures and objects, in grey and in colour. Left out: pictures that show print (page, text, clock).
+# Both splits hold textures and objects, in gray and in color. Left out: pictures that show print (page, text, clock).
 PHOTOGRAPHS = {
     'train': (
         'astronaut.png',
@@ -70,7 +70,7 @@ class DigitScenes:
         size: Side of a scene in pixels.
         overlap: Largest share of a digit's pixels that other digits may hide. Only the visible part is annotated.
         cls_size: Side of a classification image in pixels.
-        cls_views: Images per training digit, each with another photograph, colour and pose; val has one.
+        cls_views: Images per training digit, each with another photograph, color and pose; val has one.
         seed: Seed of everything that is drawn, the split included.
 
     Raises:
@@ -219,14 +219,14 @@ def _glyph(digit: np.ndarray, height: float, rng: np.random.Generator) -> np.nda
 
 
 def _paste(region: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> None:
-    """Blend a colour into ``region`` in place, lighter or darker than what it covers by enough to be read."""
+    """Blend a color into ``region`` in place, lighter or darker than what it covers by enough to be read."""
     luma = np.array([0.299, 0.587, 0.114])
     below = (region @ luma)[alpha > 0.5].mean()
-    colour = rng.uniform(0, 255, 3)
-    while abs(colour @ luma - below) < 100:
-        colour = rng.uniform(0, 255, 3)
+    color = rng.uniform(0, 255, 3)
+    while abs(color @ luma - below) < 100:
+        color = rng.uniform(0, 255, 3)
     weight = alpha[..., None] * rng.uniform(0.85, 1)
-    region += weight * (colour - region)
+    region += weight * (color - region)
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:

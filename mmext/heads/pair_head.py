@@ -15,7 +15,7 @@ __all__ = ['Pick', 'pair_head']
 #: Heads with the two lists that a pair cannot go through, and why.
 _REFUSED = {
     'RepPointsHead': 'reads the dtype of its input before splitting it',
-    'DDODHead': 'initialises the convolutions that it expects in its lists',
+    'DDODHead': 'initializes the convolutions that it expects in its lists',
 }
 _REMEDY = 'take RetinaHead, FreeAnchorRetinaHead, FSAFHead, FCOSHead, ATSSHead or GFLHead'
 

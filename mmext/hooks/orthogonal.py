@@ -23,7 +23,7 @@ class OrthogonalConvHook(AuxiliaryLossHook):
     r"""Adds a loss of orthogonality of the convolutions' kernels, shown in the log as ``loss_orth``.
 
     With Z the convolution of a kernel K, seen as :math:`C_o` images, with itself (:func:`self_convolution`), and I 1 at the
-    centre tap of each kernel with itself and 0 elsewhere:
+    center tap of each kernel with itself and 0 elsewhere:
 
     - ``'ocnn'`` (Wang et al., *Orthogonal Convolutional Neural Networks*, 2020, arXiv 1911.12207):
       :math:`\sum \lVert Z - I \rVert_F`, the norm not squared, as in the released code;
@@ -34,7 +34,7 @@ class OrthogonalConvHook(AuxiliaryLossHook):
     - ``'gor'`` (Kurtz, Bar and Giryes, *Group Orthogonalization Regularization for Vision Models Adaptation and
       Robustness*, BMVC 2023, arXiv 2306.10001): the kernels, as vectors, are orthonormal within groups of them.
 
-    A layer of this pack whose kernel is generated is regularised by the kernel that it folds to. A 1x1 kernel is a matrix V;
+    A layer of this pack whose kernel is generated is regularized by the kernel that it folds to. A 1x1 kernel is a matrix V;
     its side with fewer vectors is made orthonormal.
 
     Args:
@@ -44,7 +44,7 @@ class OrthogonalConvHook(AuxiliaryLossHook):
         linear: Whether ``nn.Linear`` layers that match take part, as 1x1 convolutions.
         num_groups: Of GOR: the number of groups; where it does not divide the kernels, the next smaller that does.
         min_filters: Of GOR: a group has so many kernels at least, if the layer has.
-        sets: Of GOR: ``'inter'`` orthogonalises the consecutive kernels of each group, ``'intra'`` the j-th of all groups
+        sets: Of GOR: ``'inter'`` orthogonalizes the consecutive kernels of each group, ``'intra'`` the j-th of all groups
             (the released code's names).
         weight: The factor of the sum over the layers. By default 0.1, 1 and 0.01: those of the three releases.
         start_epoch: See :class:`AuxiliaryLossHook`.
@@ -53,7 +53,7 @@ class OrthogonalConvHook(AuxiliaryLossHook):
     Raises:
         ValueError: If ``method``, ``sets`` or a number is wrong, or, in training, if no layer that learns matches.
 
-    OCNN's released default pads by 1, which leaves taps out, and with stride 2 even the centre; the padding here is the
+    OCNN's released default pads by 1, which leaves taps out, and with stride 2 even the center; the padding here is the
     paper's. Groups of a convolution are summed, each by itself, and the rounding of ``num_groups`` is ours too.
     """
 
@@ -92,7 +92,7 @@ class OrthogonalConvHook(AuxiliaryLossHook):
         return {'loss_orth': torch.stack([self._term(layer) for layer in self.layers(model).values()]).sum()}
 
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the layers that are regularised, by name."""
+        """Return the layers that are regularized, by name."""
         kinds = (nn.Conv2d, nn.Linear) if self.linear else (nn.Conv2d,)
         named: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
         matching = {
@@ -147,7 +147,7 @@ def self_convolution(kernel: Tensor, stride: tuple[int, int] = (1, 1), groups: i
         groups: Of the layer; only filters of the same group meet.
 
     Returns:
-        (groups, Co/groups, Co/groups, 2 P_h/s_h + 1, 2 P_w/s_w + 1), with :math:`P = \lfloor (k-1)/s \rfloor s`; the centre
+        (groups, Co/groups, Co/groups, 2 P_h/s_h + 1, 2 P_w/s_w + 1), with :math:`P = \lfloor (k-1)/s \rfloor s`; the center
         is the shift 0.
     """
     filters, channels, *size = kernel.shape

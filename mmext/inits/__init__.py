@@ -1,4 +1,4 @@
-"""Initialisers of weights, used as ``init_cfg=dict(type='mmext.Name', layer='Conv2d')``."""
+"""Initializers of weights, used as ``init_cfg=dict(type='mmext.Name', layer='Conv2d')``."""
 
 from mmext.registry import import_systems
 

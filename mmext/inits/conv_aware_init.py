@@ -1,4 +1,4 @@
-"""Convolution-aware initialisation: kernels that are orthonormal in the Fourier domain."""
+"""Convolution-aware initialization: kernels that are orthonormal in the Fourier domain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ['ConvolutionAwareInit', 'convolution_aware_', 'fourier_basis']
 
 @WEIGHT_INITIALIZERS.register_module()
 class ConvolutionAwareInit(BaseInit):
-    r"""Draws kernels whose spectra are orthonormal, then scales them as He's initialisation does.
+    r"""Draws kernels whose spectra are orthonormal, then scales them as He's initialization does.
 
     Aghajanyan, *Convolution Aware Initialization*, arXiv 1702.06295.
 
@@ -42,7 +42,7 @@ class ConvolutionAwareInit(BaseInit):
         self.eps_std = eps_std
 
     def __call__(self, module: nn.Module) -> None:
-        """Initialise the layers of ``module`` that were named, or all of them where mmengine says so (``override``)."""
+        """Initialize the layers of ``module`` that were named, or all of them where mmengine says so (``override``)."""
         for layer in module.modules():
             names = {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__)}
             if self.wholemodule or names & set(self.layer):

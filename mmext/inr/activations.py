@@ -1,4 +1,4 @@
-"""Activations that are made for coordinates, each with the initialisation that belongs to it."""
+"""Activations that are made for coordinates, each with the initialization that belongs to it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SineActivation(nn.Module):
 
 @MODELS.register_module()
 class GaussianActivation(nn.Module):
-    r"""Gauss: :math:`\exp(-(s z)^2)`, in the form of WIRE's repository, after layers of torch's initialisation.
+    r"""Gauss: :math:`\exp(-(s z)^2)`, in the form of WIRE's repository, after layers of torch's initialization.
 
     Args:
         scale: s.

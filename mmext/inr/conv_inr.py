@@ -115,7 +115,7 @@ class ConvINR(CoordNetwork):
         if len(shape) == 2:
             if self.kernel_size != 1:
                 raise ValueError(
-                    f'ConvINR with kernel_size={self.kernel_size} sees neighbours and needs a grid '
+                    f'ConvINR with kernel_size={self.kernel_size} sees neighbors and needs a grid '
                     f'(H, W, {self.in_features}), got a list of points {tuple(shape)}'
                 )
             coords = coords.unsqueeze(1)

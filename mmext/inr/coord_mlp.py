@@ -38,7 +38,7 @@ class CoordMLP(CoordNetwork):
             others they are torch's defaults.
         norm_cfg: Norm in each hidden layer, None for none; ``'BN'`` is batch norm over the positions.
         norm_position: ``'pre'``: before the activation; ``'post'``: after it.
-        norm_last: Also normalise the output. The released batch norm networks have none there; the parameter counts of
+        norm_last: Also normalize the output. The released batch norm networks have none there; the parameter counts of
             the published results fit networks with one.
         init_cfg: As in mmengine.
 
@@ -130,7 +130,7 @@ class CoordMLP(CoordNetwork):
         """Fuse the norms that are affine maps in eval mode into the linear maps beside them, for :func:`mmext.deploy.fold`.
 
         These are batch norms, and :class:`mmext.GlobalNorm` with frozen statistics. All others take statistics of what they
-        normalise, and stay.
+        normalize, and stay.
         """
         for index, (norm, following) in enumerate(zip(self.norms, [*self.linears[1:], self.head], strict=True)):
             if (affine := norm_affine(norm)) is None:

@@ -37,7 +37,7 @@ def draw_reconstruction(
     """Draw a reconstructed image beside its target, with their spectra below.
 
     Every image has a column: the image, limited to [0, 1], and under it the logarithm of the magnitude of its Fourier
-    transform with the constant part in the centre, all on one scale of four decades. In the last column are the absolute
+    transform with the constant part in the center, all on one scale of four decades. In the last column are the absolute
     error, the mean over the channels, and the spectra as curves, see :func:`radial_spectrum`: frequencies at which the error
     is as large as the target are not learnt.
 
@@ -64,7 +64,7 @@ def draw_reconstruction(
     panels = figure.subplots(2, columns)
 
     spectra = {name: _magnitude(image) for name, image in images.items()}
-    # The brightest few are the constant part and its neighbours, far above all others in a large image.
+    # The brightest few are the constant part and its neighbors, far above all others in a large image.
     reference = spectra.get('target', spectra['prediction']).nan_to_num(0).numpy()
     top = math.log10(max(float(np.quantile(reference, 0.999)), 1e-6))
     for (name, image), (above, below) in zip(images.items(), panels.T, strict=False):

@@ -37,7 +37,7 @@ class MaskedFourierOperator(MeasurementOperator):
         fraction: Of ``'gaussian'``: draws per frequency, in (0, 1]; the mask holds fewer because of repetitions, about 12 %
             of a 256 x 256 image by default (20 000 draws).
         acceleration: Of ``'cartesian'``: the share of columns that is left out is 1 - 1 / acceleration.
-        centre_fraction: Of ``'cartesian'``: columns that are always measured, as a share of all, at least one; by default
+        center_fraction: Of ``'cartesian'``: columns that are always measured, as a share of all, at least one; by default
             0.32 / acceleration, 8 % at 4x and 4 % at 8x.
         spokes: Of ``'radial'``: their number.
         complex_image: Whether the image is complex; :meth:`baseline` is then, too, and :class:`mmext.SignalModel` takes two
@@ -58,7 +58,7 @@ class MaskedFourierOperator(MeasurementOperator):
         mask: str = 'gaussian',
         fraction: float = 20_000 / 256**2,
         acceleration: float = 4,
-        centre_fraction: float | None = None,
+        center_fraction: float | None = None,
         spokes: int = 40,
         complex_image: bool = False,
         noise: float = 0.0,
@@ -69,17 +69,17 @@ class MaskedFourierOperator(MeasurementOperator):
             raise ValueError(f'MaskedFourierOperator needs a fraction of draws in (0, 1], got {fraction=}')
         if acceleration < 1:
             raise ValueError(f'MaskedFourierOperator needs an acceleration of at least 1, got {acceleration=}')
-        centre_fraction = 0.32 / acceleration if centre_fraction is None else centre_fraction
-        if not 0 <= centre_fraction <= 1 / acceleration:
+        center_fraction = 0.32 / acceleration if center_fraction is None else center_fraction
+        if not 0 <= center_fraction <= 1 / acceleration:
             raise ValueError(
                 f'MaskedFourierOperator measures {1 / acceleration:.3g} of the columns at {acceleration=} and needs a '
-                f'centre_fraction between 0 and that, got {centre_fraction=}'
+                f'center_fraction between 0 and that, got {center_fraction=}'
             )
         if spokes < 1:
             raise ValueError(f'MaskedFourierOperator needs one spoke at least, got {spokes=}')
         options: dict[str, dict[str, float]] = {
             'gaussian': dict(fraction=fraction),
-            'cartesian': dict(acceleration=acceleration, centre_fraction=centre_fraction),
+            'cartesian': dict(acceleration=acceleration, center_fraction=center_fraction),
             'radial': dict(spokes=spokes),
         }
         if mask not in options:
@@ -120,7 +120,7 @@ class MaskedFourierOperator(MeasurementOperator):
         return image if self.complex_image else image.real
 
     def picture(self, measurement: Tensor, size: tuple[int, int]) -> tuple[str, Tensor]:
-        """Return the mask with the frequency zero in its centre."""
+        """Return the mask with the frequency zero in its center."""
         mask = self.mask(size).double()
         return f'measured frequencies ({mask.mean():.1%})', torch.fft.fftshift(mask)
 
@@ -164,9 +164,9 @@ def _mask(pattern: str, options: tuple[tuple[str, float], ...], seed: int, heigh
     """Return the mask in the order of ``fft2``; it is drawn with the frequency zero in the middle."""
     # Drawn on the CPU: a seed means the same mask on all devices.
     generator = torch.Generator('cpu').manual_seed(seed)
-    centred = torch.zeros(height, width, dtype=torch.bool)
-    _PATTERNS[pattern](centred, generator, **dict(options))
-    return torch.fft.ifftshift(centred)
+    centered = torch.zeros(height, width, dtype=torch.bool)
+    _PATTERNS[pattern](centered, generator, **dict(options))
+    return torch.fft.ifftshift(centered)
 
 
 def _gaussian(mask: Tensor, generator: torch.Generator, fraction: float) -> None:
@@ -177,13 +177,13 @@ def _gaussian(mask: Tensor, generator: torch.Generator, fraction: float) -> None
     mask[rows, columns] = True
 
 
-def _cartesian(mask: Tensor, generator: torch.Generator, acceleration: float, centre_fraction: float) -> None:
+def _cartesian(mask: Tensor, generator: torch.Generator, acceleration: float, center_fraction: float) -> None:
     width = mask.shape[1]
-    centre = max(1, round(width * centre_fraction))
-    start = width // 2 - centre // 2
-    others = torch.cat([torch.arange(start), torch.arange(start + centre, width)])
-    more = max(0, round(width / acceleration) - centre)
-    mask[:, start : start + centre] = True
+    center = max(1, round(width * center_fraction))
+    start = width // 2 - center // 2
+    others = torch.cat([torch.arange(start), torch.arange(start + center, width)])
+    more = max(0, round(width / acceleration) - center)
+    mask[:, start : start + center] = True
     mask[:, others[torch.randperm(len(others), generator=generator)[:more]]] = True
 
 

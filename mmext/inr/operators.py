@@ -111,11 +111,11 @@ class Downsampling(MeasurementOperator):
     r"""Means over blocks of pixels are measured: super-resolution (ours).
 
     The coordinate network is a function of continuous positions; trained on the coarse pixels, it is evaluated on the finer
-    grid. Coarse pixel i stands where its block has its centre, :math:`f i + (f - 1) / 2` in fine pixels.
+    grid. Coarse pixel i stands where its block has its center, :math:`f i + (f - 1) / 2` in fine pixels.
 
     Args:
         factor: f, the side of a block.
-        points: ``'centres'``: the network's value at a block's centre is compared with the block's mean; ``'all'``: the mean
+        points: ``'centers'``: the network's value at a block's center is compared with the block's mean; ``'all'``: the mean
             of the network's values in the block is, which is exact, at f squared times the cost.
         noise: See :class:`mmext.inr.MeasurementOperator`.
         seed: See :class:`mmext.inr.MeasurementOperator`.
@@ -127,22 +127,22 @@ class Downsampling(MeasurementOperator):
         ValueError: If ``factor`` is below 1, ``points`` is unknown, or the image is not made of whole blocks.
     """
 
-    def __init__(self, factor: int = 4, points: str = 'centres', noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, factor: int = 4, points: str = 'centers', noise: float = 0.0, seed: int = 0) -> None:
         super().__init__(noise, seed)
-        if points not in ('centres', 'all'):
-            raise ValueError(f"Downsampling needs points 'centres' or 'all', got {points=}")
+        if points not in ('centers', 'all'):
+            raise ValueError(f"Downsampling needs points 'centers' or 'all', got {points=}")
         if factor < 1:
             raise ValueError(f'Downsampling needs a factor of at least 1, got {factor=}')
         self.factor = factor
         self.points = points
 
     def coordinates(self, coords: Tensor) -> Tensor:
-        """Return the blocks' centres, or everything."""
-        return self.clean(coords) if self.points == 'centres' else coords
+        """Return the blocks' centers, or everything."""
+        return self.clean(coords) if self.points == 'centers' else coords
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what is comparable with the blocks' means."""
-        return image if self.points == 'centres' else self.clean(image)
+        return image if self.points == 'centers' else self.clean(image)
 
     def clean(self, image: Tensor) -> Tensor:
         """Average over blocks."""

@@ -22,7 +22,7 @@ __all__ = ['RadonOperator']
 class RadonOperator(MeasurementOperator):
     r"""The Radon transform: parallel rays through a square image, summed at several angles (computed tomography).
 
-    Radon, *Über die Bestimmung von Funktionen durch ihre Integralwerte längs gewisser Mannigfaltigkeiten*, 1917; discretised
+    Radon, *Über die Bestimmung von Funktionen durch ihre Integralwerte längs gewisser Mannigfaltigkeiten*, 1917; discretized
     as scikit-image's ``radon`` with ``circle=True``, which it equals up to rounding. At the angle t detector x sees
 
     .. math::
@@ -41,7 +41,7 @@ class RadonOperator(MeasurementOperator):
     Args:
         views: Number of angles, spread evenly over 180 degrees, of which the last is left out: it is the first one mirrored.
         angles: The angles themselves instead, in degrees.
-        normalise: Divide by n, so that measurements, losses and with them learning rates do not grow with the size.
+        normalize: Divide by n, so that measurements, losses and with them learning rates do not grow with the size.
         noise: See :class:`mmext.inr.MeasurementOperator`.
         seed: See :class:`mmext.inr.MeasurementOperator`.
 
@@ -56,7 +56,7 @@ class RadonOperator(MeasurementOperator):
         self,
         views: int = 100,
         angles: Sequence[float] | None = None,
-        normalise: bool = True,
+        normalize: bool = True,
         noise: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -64,14 +64,14 @@ class RadonOperator(MeasurementOperator):
         self.angles = tuple(180 * k / views for k in range(views)) if angles is None else tuple(map(float, angles))
         if not self.angles:
             raise ValueError(f'RadonOperator needs one view at least, got {views=}, {angles=}')
-        self.normalise = normalise
+        self.normalize = normalize
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the sinogram."""
         side = self._square(image.shape[:2])
         image = at_least_float32(image)
         sinogram = torch.ops.mmext.radon(image, self.angles)
-        return sinogram / side if self.normalise else sinogram
+        return sinogram / side if self.normalize else sinogram
 
     @torch.no_grad()
     def baseline(self, measurement: Tensor, size: tuple[int, int]) -> Tensor:
@@ -93,7 +93,7 @@ class RadonOperator(MeasurementOperator):
                 f'RadonOperator measures ({len(self.angles)}, {side}, C) of an image of {side} x {side}, got '
                 f'{tuple(measurement.shape)}; set views or angles, and size, to those of the measurement'
             )
-        sinogram = measurement.detach().to('cpu', torch.float64) * (side if self.normalise else 1)
+        sinogram = measurement.detach().to('cpu', torch.float64) * (side if self.normalize else 1)
         channels = [torch.from_numpy(iradon(s.T.numpy(), self.angles, circle=True)) for s in sinogram.unbind(-1)]
         return torch.stack(channels, -1).to(measurement)
 
@@ -102,7 +102,7 @@ class RadonOperator(MeasurementOperator):
         if height != width:
             side = min(height, width)
             raise ValueError(
-                f'RadonOperator turns the image about its centre and needs a square one, got {height} x {width}; set '
+                f'RadonOperator turns the image about its center and needs a square one, got {height} x {width}; set '
                 f'size=({side}, {side})'
             )
         return height
@@ -113,7 +113,7 @@ class RadonOperator(MeasurementOperator):
         return shown and ('sinogram', shown[1])
 
     def extra_repr(self) -> str:
-        return f'views={len(self.angles)}, normalise={self.normalise}, {super().extra_repr()}'
+        return f'views={len(self.angles)}, normalize={self.normalize}, {super().extra_repr()}'
 
 
 # --- the transform and its transpose as operators, so that compilers need not look into sparse matrices ------------------
@@ -191,11 +191,11 @@ def _matrices(side: int, angles: tuple[float, ...], dtype: torch.dtype, device: 
 
 def _view(side: int, angle: float) -> tuple[Tensor, Tensor]:
     """Return what one view sees: sorted keys detector * n^2 + pixel, each once, and the pixels' weights in the sums."""
-    centre = side // 2
-    offset = torch.arange(side, dtype=torch.float64) - centre
+    center = side // 2
+    offset = torch.arange(side, dtype=torch.float64) - center
     detector = torch.arange(side).expand(side, side)
-    x = offset * math.cos(angle) + offset[:, None] * math.sin(angle) + centre
-    y = offset[:, None] * math.cos(angle) - offset * math.sin(angle) + centre
+    x = offset * math.cos(angle) + offset[:, None] * math.sin(angle) + center
+    y = offset[:, None] * math.cos(angle) - offset * math.sin(angle) + center
     left, top = x.floor(), y.floor()
     keys, weights = [], []
     for row, row_weight in ((top, top + 1 - y), (top + 1, y - top)):

@@ -115,7 +115,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
 def _comparable(function: str, a: Tensor, b: Tensor) -> list[Tensor]:
     if a.shape != b.shape:
         raise ValueError(
-            f'{function} compares images of one shape, got {tuple(a.shape)} and {tuple(b.shape)}; a grey image is '
+            f'{function} compares images of one shape, got {tuple(a.shape)} and {tuple(b.shape)}; a gray image is '
             '(H, W, 1) where the other one is'
         )
     return [image.detach().to('cpu', torch.float64) for image in (a, b)]

@@ -19,22 +19,22 @@ from mmext.registry import DATASETS
 
 __all__ = ['PICTURES', 'SignalDataset', 'load_picture']
 
-#: Pictures inside scikit-image's wheel, which need no download: 512 x 512 in grey or colour unless said otherwise.
+#: Pictures inside scikit-image's wheel, which need no download: 512 x 512 in gray or color unless said otherwise.
 PICTURES = {
-    'astronaut': 'astronaut.png',  # colour
+    'astronaut': 'astronaut.png',  # color
     'brick': 'brick.png',
     'camera': 'camera.png',
-    'chelsea': 'chelsea.png',  # colour, 300 x 451
-    'coffee': 'coffee.png',  # colour, 400 x 600
+    'chelsea': 'chelsea.png',  # color, 300 x 451
+    'coffee': 'coffee.png',  # color, 400 x 600
     'coins': 'coins.png',  # 303 x 384
     'grass': 'grass.png',
     'gravel': 'gravel.png',
-    'hubble': 'hubble_deep_field.jpg',  # colour, 872 x 1000
+    'hubble': 'hubble_deep_field.jpg',  # color, 872 x 1000
     'moon': 'moon.png',
     'page': 'page.png',  # 191 x 384
     'phantom': 'phantom.png',  # Shepp and Logan's, 400 x 400
-    'retina': 'retina.jpg',  # colour, 1411 x 1411
-    'rocket': 'rocket.jpg',  # colour, 427 x 640
+    'retina': 'retina.jpg',  # color, 1411 x 1411
+    'rocket': 'rocket.jpg',  # color, 427 x 640
     'text': 'text.png',  # 172 x 448
 }
 
@@ -46,7 +46,7 @@ class SignalDataset(Dataset):
     Args:
         image: A name in :data:`PICTURES`, or the path of an image file; None if only a measurement is known.
         size: (H, W), or one number for both; the picture is resized to it, smoothly. None keeps its size.
-        grey: Take the luminance of a picture in colour.
+        gray: Take the luminance of a picture in color.
         measurement: Path of a measurement, a ``.npy`` file with the shape that the operator returns. It takes the place of
             one simulated from the picture.
 
@@ -64,7 +64,7 @@ class SignalDataset(Dataset):
         self,
         image: str | None = None,
         size: int | Sequence[int] | None = None,
-        grey: bool = False,
+        gray: bool = False,
         measurement: str | None = None,
     ) -> None:
         shape = _shape(size)
@@ -75,7 +75,7 @@ class SignalDataset(Dataset):
             )
         values: dict[str, Tensor] = {}
         if image is not None:
-            values['target'] = torch.from_numpy(load_picture(image, shape, grey))
+            values['target'] = torch.from_numpy(load_picture(image, shape, gray))
             shape = (values['target'].shape[0], values['target'].shape[1])
         if measurement is not None:
             values['measurement'] = torch.from_numpy(_load_array(measurement))
@@ -93,7 +93,7 @@ class SignalDataset(Dataset):
         return dict(inputs=self.grid, data_samples=self.sample)
 
 
-def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = False) -> np.ndarray:
+def load_picture(name: str, size: tuple[int, int] | None = None, gray: bool = False) -> np.ndarray:
     """Return a picture as (H, W, 1) or (H, W, 3) in [0, 1], float32; one whose three channels agree has one.
 
     It stands as a camera's EXIF note says; transparency is dropped.
@@ -101,7 +101,7 @@ def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = Fa
     Args:
         name: A name in :data:`PICTURES`, or a path.
         size: (H, W) to resize it to, with a low pass before it is made smaller.
-        grey: Take the luminance of a picture in colour.
+        gray: Take the luminance of a picture in color.
 
     Raises:
         ValueError: If there is no such picture, or its values have no known range: integers of at most 16 bits are divided by
@@ -143,7 +143,7 @@ def load_picture(name: str, size: tuple[int, int] | None = None, grey: bool = Fa
     array = array[..., None] if array.ndim == 2 else array
     if (array == array[..., :1]).all():
         array = array[..., :1]
-    elif grey:
+    elif gray:
         array = array @ np.array([[0.2125], [0.7154], [0.0721]])  # scikit-image's weights
     if size is not None and array.shape[:2] != tuple(size):
         array = resize(array, (*size, array.shape[2]), anti_aliasing=True)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmext.convs.conditioned import standardised
+from mmext.convs.conditioned import standardized
 from mmext.inr.base import CoordNetwork, full_precision
 from mmext.inr.semantics import describe_image
 from mmext.registry import MODELS
@@ -97,7 +97,7 @@ class SPW(CoordNetwork):
 
     @torch.no_grad()
     def set_condition(self, condition: Tensor) -> None:
-        """Describe the signal by ``condition``, (condition_dim,); it is standardised over its entries.
+        """Describe the signal by ``condition``, (condition_dim,); it is standardized over its entries.
 
         Raises:
             ValueError: If the length is not ``condition_dim``.
@@ -107,7 +107,7 @@ class SPW(CoordNetwork):
                 f'SPW needs a condition of shape {tuple(self.condition.shape)}, got {tuple(condition.shape)}; set '
                 'condition_dim to the sum of the widths of the semantic stages'
             )
-        self.condition.copy_(standardised(condition))
+        self.condition.copy_(standardized(condition))
 
     @property
     def awaits_signal(self) -> bool:

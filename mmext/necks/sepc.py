@@ -23,7 +23,7 @@ __all__ = ['SEPC', 'PConv', 'PConvNeck', 'ScaleEqualizingConv2d', 'integrated_no
 
 
 class _ZeroConv2d(ExtConv2d):
-    """A convolution that starts as zero, and stays so whatever its host initialises."""
+    """A convolution that starts as zero, and stays so whatever its host initializes."""
 
     bias: Tensor
 
@@ -113,11 +113,11 @@ def integrated_norm(norm: nn.Module, xs: Sequence[Tensor]) -> list[Tensor]:
     is made.
 
     Args:
-        norm: Any norm layer for (N, C, H, W), synchronised or not.
+        norm: Any norm layer for (N, C, H, W), synchronized or not.
         xs: The levels, (N, C, H_l, W_l).
 
     Returns:
-        The normalised levels, in the shapes of ``xs``.
+        The normalized levels, in the shapes of ``xs``.
     """
     frozen = isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
     if frozen or isinstance(norm, nn.Identity):
@@ -157,7 +157,7 @@ class PConv(BaseModule):
         in_channels: Width of every input level.
         out_channels: Width of every output level.
         deform: Whether the taps are deformable on the levels above the bottom one.
-        ibn: Whether to normalise over all levels together.
+        ibn: Whether to normalize over all levels together.
         norm_cfg: The norm of ``ibn``; plain BN by default.
 
     Shape:
@@ -330,7 +330,7 @@ class SEPC(PConvNeck):
             raise ValueError(f'SEPC needs lc_padding 1, or 0 for the official weights, got {lc_padding=}')
         self.lc_padding = lc_padding
         width = self.out_channels
-        # Each norm stands right behind its convolution, where tools that fuse neighbours look for it.
+        # Each norm stands right behind its convolution, where tools that fuse neighbors look for it.
         self.lconv = ScaleEqualizingConv2d(width, width, 1, lc_padding, deform=lcconv_deform)
         self.lbn = _build_norm(ibn, norm_cfg, width)
         self.cconv = ScaleEqualizingConv2d(width, width, 1, lc_padding, deform=lcconv_deform)

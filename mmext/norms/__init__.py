@@ -1,4 +1,4 @@
-"""Normalisation layers, used as ``norm_cfg=dict(type='mmext.Name')``."""
+"""Normalization layers, used as ``norm_cfg=dict(type='mmext.Name')``."""
 
 from mmext.registry import import_systems
 

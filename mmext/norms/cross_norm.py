@@ -1,4 +1,4 @@
-"""Cross normalisation: every entry by the statistics of its own row and column."""
+"""Cross normalization: every entry by the statistics of its own row and column."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ['CrossNorm']
 
 @MODELS.register_module()
 class CrossNorm(PositionNorm):
-    r"""Cross normalisation of coordinate networks.
+    r"""Cross normalization of coordinate networks.
 
     Cai, Zhu, Shen, Wang, Cao, *Towards the Spectral bias Alleviation by Normalizations in Coordinate Networks*, 2024,
     arXiv 2407.17834.
@@ -71,13 +71,13 @@ class CrossNorm(PositionNorm):
         var, mean = torch.var_mean(rows, 0)
         return torch.tensor(float(len(rows)), device=rows.device), mean, var, rows.square().mean(0)
 
-    def normalise(self, rows: Tensor, *statistics: Tensor) -> Tensor:
+    def normalize(self, rows: Tensor, *statistics: Tensor) -> Tensor:
         if _recorded():
             return self._formula(rows, *statistics)
         parts = [self._formula(block, *statistics) for block in _blocks(rows)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def normalise_itself(self, rows: Tensor) -> Tensor:
+    def normalize_itself(self, rows: Tensor) -> Tensor:
         self._check(rows)
         weight, bias = self.weight.to(rows.dtype), self.bias.to(rows.dtype)
         # A derivative by hand saves two thirds of the time.
@@ -93,7 +93,7 @@ class CrossNorm(PositionNorm):
         weight, bias = self.weight.to(rows.dtype), self.bias.to(rows.dtype)
         divisor = self._divisor(count)
         if self.var == 'sum':
-            return cross_normalise(rows, weight, bias, divisor, self.eps, (count, column_mean, column_var))
+            return cross_normalize(rows, weight, bias, divisor, self.eps, (count, column_mean, column_var))
         mean = (rows.sum(1, keepdim=True) + count * column_mean - rows) / divisor
         square = rows.square()
         var = (square.sum(1, keepdim=True) + count * column_square - square) / divisor - mean.square()
@@ -119,10 +119,10 @@ def _recorded() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
 
 
-def cross_normalise(
+def cross_normalize(
     x: Tensor, weight: Tensor, bias: Tensor, divisor: Any, eps: float, columns: tuple[Any, Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Normalise ``x``, (N, C), by the formula of :class:`CrossNorm`.
+    """Normalize ``x``, (N, C), by the formula of :class:`CrossNorm`.
 
     Args:
         x: The input.
@@ -142,12 +142,12 @@ def cross_normalise(
         count, column_mean, column_var = columns
     # x - u = (1 + 1/d) x - R/d - S/d; nothing of the size of x is made for a sum.
     gain = 1 + 1 / divisor
-    centred = x - column_mean * (count / divisor / gain) - row_mean * (x.shape[1] / divisor / gain)
-    return torch.addcmul(bias, centred * (row_var + (column_var + eps)).rsqrt(), weight * gain)
+    centered = x - column_mean * (count / divisor / gain) - row_mean * (x.shape[1] / divisor / gain)
+    return torch.addcmul(bias, centered * (row_var + (column_var + eps)).rsqrt(), weight * gain)
 
 
 class _CrossNorm(torch.autograd.Function):
-    """:func:`cross_normalise` in few passes over memory, and these in blocks of rows that stay in a CPU's cache."""
+    """:func:`cross_normalize` in few passes over memory, and these in blocks of rows that stay in a CPU's cache."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, divisor: float, eps: float) -> Tensor:
@@ -175,7 +175,7 @@ class _CrossNorm(torch.autograd.Function):
         x, weight, bias, column_mean, column_var, row_mean, row_var = ctx.saved_tensors
         divisor, eps, (count, channels) = ctx.divisor, ctx.eps, x.shape
         if torch.is_grad_enabled():  # a second derivative is wanted, which needs the formula's own graph
-            y = cross_normalise(x, weight, bias, divisor, eps)
+            y = cross_normalize(x, weight, bias, divisor, eps)
             wanted = [t for t, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if need]
             found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             return (*(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None)

@@ -1,4 +1,4 @@
-"""Global normalisation: one mean and one variance for all positions and channels."""
+"""Global normalization: one mean and one variance for all positions and channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ['GlobalNorm']
 
 @MODELS.register_module()
 class GlobalNorm(PositionNorm):
-    r"""Global normalisation of coordinate networks (not group normalisation, which is torch's ``GN``).
+    r"""Global normalization of coordinate networks (not group normalization, which is torch's ``GN``).
 
     Cai, Zhu, Shen, Wang, Cao, *Towards the Spectral bias Alleviation by Normalizations in Coordinate Networks*, 2024,
     arXiv 2407.17834.
@@ -44,7 +44,7 @@ class GlobalNorm(PositionNorm):
         var, mean = torch.var_mean(rows, (0, 1), unbiased=self.divisor == 'official')
         return mean, var
 
-    def normalise(self, rows: Tensor, *statistics: Tensor) -> Tensor:
+    def normalize(self, rows: Tensor, *statistics: Tensor) -> Tensor:
         mean, var = statistics
         scale = self.weight.to(rows.dtype) * (var + self.eps).rsqrt()
         return torch.addcmul(self.bias.to(rows.dtype), rows - mean, scale)
@@ -57,10 +57,10 @@ class GlobalNorm(PositionNorm):
         scale = self.weight * (var + self.eps).rsqrt()
         return scale, self.bias - mean * scale
 
-    def normalise_itself(self, rows: Tensor) -> Tensor:
+    def normalize_itself(self, rows: Tensor) -> Tensor:
         if torch.jit.is_tracing():
             # No exporter knows batch norm with statistics of the batch.
-            return self.normalise(rows, *self.measure(rows))
+            return self.normalize(rows, *self.measure(rows))
         # A batch norm of one channel, whose derivative is one fused kernel; it divides by the number of entries.
         share = (rows.numel() - 1) / rows.numel() if self.divisor == 'official' else 1.0
         normed = F.batch_norm(rows.reshape(1, 1, -1), None, None, training=True, eps=self.eps * share).view_as(rows)

@@ -19,10 +19,10 @@ class PositionNorm(nn.Module):
     others are evaluated with it. They are buffers that exist, and are saved, only while they are frozen; ``train()`` forgets
     them, because they belong to the weights that they were measured with.
 
-    Statistics and normalisation are computed in float32 for a half precision input: a column sum over a few ten thousand
+    Statistics and normalization are computed in float32 for a half precision input: a column sum over a few ten thousand
     positions is infinite in float16.
 
-    A subclass names its statistics and defines :meth:`measure` and :meth:`normalise`.
+    A subclass names its statistics and defines :meth:`measure` and :meth:`normalize`.
 
     Args:
         num_features: C.
@@ -60,13 +60,13 @@ class PositionNorm(nn.Module):
         """Return the statistics of ``rows``, (N, C), in the order of ``statistics``."""
         raise NotImplementedError
 
-    def normalise(self, rows: Tensor, *statistics: Tensor) -> Tensor:
-        """Normalise ``rows``, (N, C), and apply the affine map."""
+    def normalize(self, rows: Tensor, *statistics: Tensor) -> Tensor:
+        """Normalize ``rows``, (N, C), and apply the affine map."""
         raise NotImplementedError
 
-    def normalise_itself(self, rows: Tensor) -> Tensor:
-        """Normalise ``rows`` with their own statistics."""
-        return self.normalise(rows, *self.measure(rows))
+    def normalize_itself(self, rows: Tensor) -> Tensor:
+        """Normalize ``rows`` with their own statistics."""
+        return self.normalize(rows, *self.measure(rows))
 
     @property
     def frozen(self) -> bool:
@@ -89,13 +89,13 @@ class PositionNorm(nn.Module):
             setattr(self, name, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, whose axis ``channel_dim`` has C entries."""
+        """Normalize ``x``, whose axis ``channel_dim`` has C entries."""
         order = self._order(x)
         rows = self._rows(x)
         if self.frozen and not self.training:
-            rows = self.normalise(rows, *(getattr(self, name).to(rows.dtype) for name in self.statistics))
+            rows = self.normalize(rows, *(getattr(self, name).to(rows.dtype) for name in self.statistics))
         else:
-            rows = self.normalise_itself(rows)
+            rows = self.normalize_itself(rows)
         rows = rows.to(x.dtype).view([x.shape[axis] for axis in order])
         return rows.permute([order.index(axis) for axis in range(x.ndim)])
 

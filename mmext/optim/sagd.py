@@ -125,7 +125,7 @@ class SAGD(torch.optim.SGD):
 
     The author published no code. Equations, defaults and the rule of ascent follow two public re-implementations, which
     leave open what P is the probability of (``prob_means``), what n counts (``anneal_by``) and the exponent ``k``; the
-    defaults of these three, and that an ascent climbs the regularised loss, are our reading.
+    defaults of these three, and that an ascent climbs the regularized loss, are our reading.
 
     Args:
         params: Parameters or groups. The first group's learning rate is the :math:`\epsilon` of P.

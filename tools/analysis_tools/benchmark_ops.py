@@ -29,7 +29,7 @@ BATCH, CHANNELS, GROUPS, SIZE = 4, 64, 4, 56
 
 
 def aggregate(report: Report, rounds: int) -> None:
-    """Neighbourhood aggregation against unfold, the loop over taps, and that loop compiled."""
+    """Neighborhood aggregation against unfold, the loop over taps, and that loop compiled."""
     for kernel, targets, both in ((7, (60, 4, 2), (45, 12, 6)), (3, (20, 3, 2), None)):
         window = resolve(kernel, 1, 1, 'same', 'zero', 'block')
         value = torch.randn(BATCH, CHANNELS, SIZE, SIZE)

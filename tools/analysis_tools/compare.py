@@ -147,7 +147,7 @@ def table(rows: Sequence[dict], title: str) -> str:
 
 
 def plot(rows: Sequence[dict], title: str, path: Path) -> None:
-    """Draw the metric with its spread over the cost of a training step, a colour for each reference."""
+    """Draw the metric with its spread over the cost of a training step, a color for each reference."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -162,8 +162,8 @@ def plot(rows: Sequence[dict], title: str, path: Path) -> None:
     for axis, group in zip(axes[0], groups, strict=True):
         members = [row for row in rows if row['reference'] == group]
         for row in members:
-            colour = '#c44e52' if row['name'] == group else '#4878a8'
-            axis.errorbar(row['training'], row['mean'], row['spread'], fmt='o', capsize=3, color=colour)
+            color = '#c44e52' if row['name'] == group else '#4878a8'
+            axis.errorbar(row['training'], row['mean'], row['spread'], fmt='o', capsize=3, color=color)
             axis.annotate(
                 row['name'].removesuffix(ending),
                 (row['training'], row['mean']),

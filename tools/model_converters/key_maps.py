@@ -269,7 +269,7 @@ def weighted_conv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor] | 
     taps = weight.shape[-1] // 2
     if taps == 0:
         return dict(weight=weight)
-    # The middle row of the mask is the profile, which is 1 in its centre.
+    # The middle row of the mask is the profile, which is 1 in its center.
     density = layer['den'] if 'den' in layer else layer['Phi'][taps, :taps]
     return dict(weight=_source(weight), density=density)
 

@@ -1,6 +1,6 @@
 _base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
 
-# After a ReLU every sign is +1: an activation that keeps them must stand before the binarised convolutions.
+# After a ReLU every sign is +1: an activation that keeps them must stand before the binarized convolutions.
 model = dict(
     backbone=dict(
         type='mmext.swap_layers',

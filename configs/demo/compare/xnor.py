@@ -1,4 +1,4 @@
-# After a ReLU every sign is +1: an activation that keeps them must stand before the binarised convolutions.
+# After a ReLU every sign is +1: an activation that keeps them must stand before the binarized convolutions.
 _base_ = 'resnet.py'
 
 model = dict(

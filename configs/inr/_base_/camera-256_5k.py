@@ -1,4 +1,4 @@
-# A grey picture of a size that a laptop fits in some minutes: 5,000 steps, the rate falls to a tenth.
+# A gray picture of a size that a laptop fits in some minutes: 5,000 steps, the rate falls to a tenth.
 _base_ = './runtime.py'
 signal = dict(type='mmext.SignalDataset', image='camera', size=256)
 train_dataloader = dict(dataset=signal)

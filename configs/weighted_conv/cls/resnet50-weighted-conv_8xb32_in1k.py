@@ -1,6 +1,6 @@
 _base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 
-# A fixed density, 0.7 beside the centre: the released code's example for 3 x 3.
+# A fixed density, 0.7 beside the center: the released code's example for 3 x 3.
 model = dict(
     backbone=dict(
         type='mmext.swap_layers',
