@@ -346,11 +346,11 @@ def _replacement(old: nn.Module, rule: Rule, sites: list[int], parent: nn.Module
 
 
 def _take_over(old: nn.Module, new: nn.Module, kernel: bool = False) -> nn.Module:
-    takes_kernel = getattr(new, 'takes_kernel', False)
-    if takes_kernel and not kernel:
+    loads_kernel = getattr(new, 'loads_kernel', False)
+    if loads_kernel and not kernel:
         return new
     same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
-    if takes_kernel:
+    if loads_kernel:
         same['weight'] = old.get_parameter('weight')
     new.load_state_dict(same, strict=False)
     return new

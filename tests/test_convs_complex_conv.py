@@ -76,7 +76,7 @@ def test_a_complex_kernel_is_taken_exactly(groups):
     source, target = (ComplexConv2d(8, 12, 3, groups=groups) for _ in range(2))
     dense = ComplexConv2d(8, 12, 3)
     with torch.no_grad():
-        dense.take_kernel(source.generate_kernel())
+        dense.load_kernel(source.generate_kernel())
     torch.testing.assert_close(dense.generate_kernel(), source.generate_kernel())
     if groups == 1:
         target.load_state_dict(source.fold().state_dict())
@@ -91,7 +91,7 @@ def test_any_other_kernel_is_approached_by_the_nearest(groups):
     dense = nn.init.dirac_(torch.empty(8, 8, 1, 1, dtype=torch.float64))
     dense = F.conv2d(dense, plain.weight, padding=2, groups=groups).flip(-1, -2).transpose(0, 1)
     with torch.no_grad():
-        layer.take_kernel(plain.weight)
+        layer.load_kernel(plain.weight)
 
     def distance(real, imag):
         kernel = torch.func.functional_call(Kernel(layer), {'layer.real': real, 'layer.imag': imag}, ())

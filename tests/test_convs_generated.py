@@ -306,7 +306,7 @@ def test_a_plain_checkpoint_is_the_start(name):
     layer = build(name)
     fresh = MODELS.get(name)(**{**ARGUMENTS[name], 'groups': layer.groups}).eval()
     kernel = torch.randn(8, 8 // layer.groups, *layer.kernel_size)
-    if not fresh.takes_kernel:
+    if not fresh.loads_kernel:
         return
     host = nn.Sequential(fresh)
     host.load_state_dict({'0.weight': kernel, '0.bias': torch.arange(8.0)})

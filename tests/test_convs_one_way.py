@@ -66,7 +66,7 @@ def test_pointwise_layers_stay_plain_in_any_grouping():
 
 
 def test_a_plain_kernel_is_not_taken():
-    assert not OneWayConv2d(4, 4, 3).takes_kernel
+    assert not OneWayConv2d(4, 4, 3).loads_kernel
 
 
 @pytest.mark.parametrize(

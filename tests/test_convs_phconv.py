@@ -103,7 +103,7 @@ def test_official_start_is_xavier_on_both_tensors():
 def test_a_kernel_of_the_family_is_taken_exactly(groups):
     source, target = (PHConv2d(8, 16, 3, n=4, groups=groups).double() for _ in range(2))
     with torch.no_grad():
-        target.take_kernel(source.generate_kernel())
+        target.load_kernel(source.generate_kernel())
     torch.testing.assert_close(target.generate_kernel(), source.generate_kernel(), rtol=1e-7, atol=1e-9)
 
 
@@ -111,7 +111,7 @@ def test_any_other_kernel_is_approached_by_the_nearest():
     n = 2
     layer, kernel = PHConv2d(4, 6, 3, n=n).double(), torch.randn(6, 4, 3, 3, dtype=torch.float64)
     with torch.no_grad():
-        layer.take_kernel(kernel)
+        layer.load_kernel(kernel)
     rows = torch.stack([kernel[3 * p : 3 * p + 3, 2 * q : 2 * q + 2].flatten() for p in range(n) for q in range(n)])
     least = torch.linalg.svdvals(rows)[n:].square().sum()
     torch.testing.assert_close((layer.generate_kernel() - kernel).square().sum(), least, rtol=1e-8, atol=0)
@@ -122,8 +122,8 @@ def test_the_kernel_of_an_image_is_approached_too():
     image, whole = PHConv2d(3, 8, 3, n=4).double(), PHConv2d(4, 8, 3, n=4).double()
     kernel = torch.randn(8, 3, 3, 3, dtype=torch.float64)
     with torch.no_grad():
-        image.take_kernel(kernel)
-        whole.take_kernel(torch.cat([kernel, torch.zeros_like(kernel[:, :1])], 1))
+        image.load_kernel(kernel)
+        whole.load_kernel(torch.cat([kernel, torch.zeros_like(kernel[:, :1])], 1))
     torch.testing.assert_close(image.generate_kernel(), whole.generate_kernel()[:, :3], rtol=1e-8, atol=1e-10)
 
 

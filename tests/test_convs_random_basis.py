@@ -82,7 +82,7 @@ def test_the_nearest_combination_is_taken(groups, expansion):
     layer = RandomBasisConv2d(8, 8, 3, groups=groups, expansion=expansion).double()
     kernel = torch.randn(8, 8 // groups, 3, 3, dtype=torch.float64)
     with torch.no_grad():
-        layer.take_kernel(kernel)
+        layer.load_kernel(kernel)
     error = (layer.generate_kernel() - kernel).view(groups, 8 // groups, -1)
     filters = layer.basis.view(groups, 8 // groups * expansion, -1)
     # What is left is orthogonal to every filter of the group.

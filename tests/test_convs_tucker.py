@@ -50,12 +50,12 @@ def test_a_kernel_of_the_layers_rank_is_taken_exactly_and_another_with_the_error
     factors = [torch.randn(n, r).double() for n, r in zip((6, 5, 3, 3), core.shape, strict=True)]
     kernel = rebuild(core, factors)
     layer = TuckerConv2d(5, 6, 3, rank=(2, 3, 2, 3)).double()
-    layer.take_kernel(kernel)
+    layer.load_kernel(kernel)
     torch.testing.assert_close(layer.generate_kernel(), kernel, rtol=1e-10, atol=1e-10)
 
     kernel = torch.randn(6, 5, 3, 3).double()
     layer = TuckerConv2d(5, 6, 3, rank=(2, 5)).double()
-    layer.take_kernel(kernel)
+    layer.load_kernel(kernel)
     cut = torch.linalg.svdvals(kernel.flatten(1))[2:]
     error = (layer.generate_kernel() - kernel).norm()
     torch.testing.assert_close(error, cut.norm(), rtol=1e-10, atol=0)

@@ -88,7 +88,7 @@ class ComplexConv2d(GeneratedConv2d):
         real, imag = _block_diagonal(self.real, self.groups), _block_diagonal(self.imag, self.groups)
         return torch.cat([torch.cat([real, -imag], 1), torch.cat([imag, real], 1)], 0)
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         # Least squares: each entry stands in two blocks, and takes their mean.
         upper, lower = _block_diagonal(kernel, self.groups).chunk(2)
         (rr, ri), (ir, ii) = upper.chunk(2, 1), lower.chunk(2, 1)

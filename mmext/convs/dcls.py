@@ -130,7 +130,7 @@ class DCLSConv2d(PointConv2d):
             return (-0.5 * (_distance(position, self.kernel_size[axis]) / width).square()).exp()
         return _Triangle.apply(position, width, self.kernel_size[axis])
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         taps = self.fill_window(kernel).flatten(2)
         count = min(self.kernel_count, taps.shape[-1])
         chosen = taps.abs().topk(count).indices

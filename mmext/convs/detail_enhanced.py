@@ -78,7 +78,7 @@ class DEConv2d(GeneratedConv2d):
         vertical = torch.stack([self.vertical, nothing, -self.vertical], -2)
         return self.weight + (self.central - center) + (self.angular - self.theta * turned) + horizontal + vertical
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         self.weight += kernel - self.generate_kernel()
 
     def own_repr(self) -> str:

@@ -29,7 +29,7 @@ class GeneratedConv2d(ExtConv2d):
       ``train()`` or ``eval()``; a write through ``tensor.data`` in between cannot be seen, call ``eval()`` after it;
     - :meth:`fold`, the plain ``nn.Conv2d`` that computes the same;
     - a plain checkpoint as the starting point: where the state keeps a tensor ``weight`` of a plain kernel's shape (a
-      basis, a latent kernel) it is loaded there, else through :meth:`take_kernel`, if the system defines that;
+      basis, a latent kernel) it is loaded there, else through :meth:`load_kernel`, if the system defines that;
     - a checkpoint that no plain layer accepts by mistake, see :class:`mmext.convs.base.ExtConv2d`.
 
     A system that has nothing to generate for some layers (RefConv for a 1x1 kernel) sets ``plain`` in its constructor and
@@ -59,7 +59,7 @@ class GeneratedConv2d(ExtConv2d):
         """Return the bias that belongs to the kernel, (out_channels,), or None."""
         return self.bias
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         """Set the parameters so that the layer computes with ``kernel``, (Co, Ci/groups, kh, kw), or comes near to it.
 
         Called under ``no_grad`` when a plain layer's checkpoint is loaded, or a plain layer replaced by surgery. A system
@@ -68,9 +68,9 @@ class GeneratedConv2d(ExtConv2d):
         raise NotImplementedError(f'{type(self).__name__} cannot start from a given kernel')
 
     @property
-    def takes_kernel(self) -> bool:
-        """Whether this layer defines :meth:`take_kernel`."""
-        return not self.plain and type(self).take_kernel is not GeneratedConv2d.take_kernel
+    def loads_kernel(self) -> bool:
+        """Whether this layer defines :meth:`load_kernel`."""
+        return not self.plain and type(self).load_kernel is not GeneratedConv2d.load_kernel
 
     @property
     def weight_is_kernel(self) -> bool:  # type: ignore[override]
@@ -163,9 +163,9 @@ class GeneratedConv2d(ExtConv2d):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._cache = None
-        if self.takes_kernel and self._is_plain(state_dict, prefix):
+        if self.loads_kernel and self._is_plain(state_dict, prefix):
             with torch.no_grad():
-                self.take_kernel(state_dict.pop(f'{prefix}weight').to(next(self.parameters())))
+                self.load_kernel(state_dict.pop(f'{prefix}weight').to(next(self.parameters())))
             # The loaders hand every module a dictionary of its own, from which the children are loaded after this.
             for name, tensor in self.state_dict().items():
                 state_dict.setdefault(f'{prefix}{name}', tensor)
@@ -177,12 +177,12 @@ class GeneratedConv2d(ExtConv2d):
         own = [name for name in self.state_dict() if name not in ('weight', 'bias')]
         return (
             isinstance(weight, Tensor)
-            and self.accepts_kernel(weight.shape)
+            and self.can_load_kernel(weight.shape)
             and not any(f'{prefix}{name}' in state_dict for name in own)
         )
 
-    def accepts_kernel(self, shape: Sequence[int]) -> bool:
-        """Whether :meth:`take_kernel` takes a kernel of this shape: by default one of the layer's own."""
+    def can_load_kernel(self, shape: Sequence[int]) -> bool:
+        """Whether :meth:`load_kernel` takes a kernel of this shape: by default one of the layer's own."""
         return tuple(shape) == (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def extra_repr(self) -> str:

@@ -89,7 +89,7 @@ class PHConv2d(GeneratedConv2d):
         kernel = kernel.reshape(self.out_channels, -1, *self.kernel_size)
         return kernel[:, : self.in_channels // self.groups]
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         n, completed = self.n, self.n * self.filters.shape[2]
         kernel = F.pad(kernel.double(), (0, 0, 0, 0, 0, completed - kernel.shape[1]))
         # One row per entry (p, q) of the algebra: a sum of n Kronecker products is a matrix of rank n.

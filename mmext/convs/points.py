@@ -28,7 +28,7 @@ class PointConv2d(GeneratedConv2d):
         if not self.plain:
             self.register_parameter('weight', None)
 
-    def accepts_kernel(self, shape: Sequence[int]) -> bool:
+    def can_load_kernel(self, shape: Sequence[int]) -> bool:
         """Whether the kernel has the layer's channels and fits into its window."""
         channels = (self.out_channels, self.in_channels // self.groups)
         return tuple(shape[:2]) == channels and all(k <= n for k, n in zip(shape[2:], self.kernel_size, strict=True))

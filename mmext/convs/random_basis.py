@@ -87,7 +87,7 @@ class RandomBasisConv2d(GeneratedConv2d):
         kernel = self._by_group(self.coeff) @ self._by_group(self.basis.flatten(1))
         return kernel.view(self.out_channels, *self.basis.shape[1:])
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         # In float64 on the CPU: the least-squares driver for rank-deficient systems exists there alone.
         basis, wanted = (self._by_group(t.flatten(1)).mT.to('cpu', torch.float64) for t in (self.basis, kernel))
         solution = torch.linalg.lstsq(basis, wanted, driver='gelsy').solution

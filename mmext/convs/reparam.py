@@ -102,7 +102,7 @@ class ReparamConv2d(GeneratedConv2d):
         shift = torch.stack([bn_affine(branch.norm)[1] for branch in self.branches]).sum(0)
         return shift if self.bias is None else shift + self.bias
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         whole = next((branch for branch in self.branches if branch.kind == 'kxk'), None)
         if whole is None:
             raise ValueError(f"{type(self).__name__} starts from a given kernel only with a branch 'kxk'")

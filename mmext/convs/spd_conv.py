@@ -84,7 +84,7 @@ class SPDConv2d(GeneratedConv2d):
         phases = self.phase_weight.view(self.out_channels, right, down, -1, rows, cols)
         return phases.permute(0, 3, 4, 2, 5, 1).reshape(self.out_channels, -1, rows * down, cols * right)
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         # The larger kernel begins s p before the image, the given one p before it.
         (rows, cols), (down, right) = self.kernel_size, self.stride
         padding = (0, 0) if isinstance(self.padding, str) else self.padding

@@ -138,7 +138,7 @@ class TuckerConv2d(GeneratedConv2d):
                     fitted[part] = saved[part]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         self.set_factors(*hosvd(kernel, self.start_rank))
 
     def _spatial_core(self) -> Tensor:

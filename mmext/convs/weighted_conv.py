@@ -90,7 +90,7 @@ class WeightedConv2d(GeneratedConv2d):
     def generate_kernel(self) -> Tensor:
         return self.weight * self.mask()
 
-    def take_kernel(self, kernel: Tensor) -> None:
+    def load_kernel(self, kernel: Tensor) -> None:
         if not self.density.all():
             raise ValueError(
                 f'WeightedConv2d cannot start from a given kernel with a density of zero, got {self.density.tolist()}; pass '

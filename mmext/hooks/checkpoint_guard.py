@@ -135,7 +135,7 @@ def _compare(saved: dict[str, Tensor], model: nn.Module, what: str, logger: logg
     takers = {
         f'{name}.'
         for name, m in model.named_modules()
-        if getattr(m, 'takes_kernel', False) and f'{name}.weight' in saved
+        if getattr(m, 'loads_kernel', False) and f'{name}.weight' in saved
     }
     takers = {p for p in takers if not any(k in saved for k in own if k.startswith(p) and k != f'{p}bias')}
     own = {k: v for k, v in own.items() if not any(k.startswith(p) and k != f'{p}bias' for p in takers)}
