@@ -16,10 +16,10 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-from mmext.hooks.checkpoint_guard import CheckpointError, read_checkpoint
+from mmext.checkpoints import read_checkpoint
+from mmext.errors import CheckpointError, UsageError
 
 __all__ = [
-    'UsageError',
     'add_common_arguments',
     'build_runner',
     'choose_frequencies',
@@ -30,10 +30,6 @@ __all__ = [
     'run',
     'use_checkpoint',
 ]
-
-
-class UsageError(ValueError):
-    """An argument or a config that cannot work; :func:`run` shows the message without a traceback."""
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

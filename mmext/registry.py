@@ -76,7 +76,7 @@ MODELS = _child(
     'heads',
     'inr',
     'surgery',
-    'deploy',
+    'folding',
 )
 # Optimizers: the update rule itself.
 OPTIMIZERS = _child('optimizer', root.OPTIMIZERS, 'optim')

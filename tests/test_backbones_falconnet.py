@@ -15,7 +15,7 @@ import mmext  # noqa: F401 - teaches the config loader its scopes
 from mmext.backbones import FalconNet
 from mmext.blocks import LIGHT_BLOCKS
 from mmext.convs import RefConv2d, RepSO2d
-from mmext.deploy import fold
+from mmext.folding import fold
 
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'falconnet'
 TINY = dict(depths=(1, 1, 2, 1), channels=(16, 16, 32, 32))

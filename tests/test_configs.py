@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
 from mmext.blocks.build import component
 from mmext.datasets.digit_scenes import load_sources, make_scene, make_single
-from mmext.deploy import fold
+from mmext.folding import fold
 from mmext.inr.fresh import open_frequencies
 
 ROOT = Path(__file__).parents[1]

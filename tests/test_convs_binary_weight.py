@@ -7,7 +7,7 @@ from mmcv.cnn import ConvModule
 from torch import nn
 
 from mmext.convs.binary_weight import BinaryWeightConv2d, XNORConv2d, binarize_weight
-from mmext.deploy import fold
+from mmext.folding import fold
 
 LAYERS = [BinaryWeightConv2d, XNORConv2d]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmext.convs.gaussian_conv import GaussianConv2d
-from mmext.deploy import fold
+from mmext.folding import fold
 
 COVARIANCES = ('iso', 'diag', 'full')
 

@@ -13,7 +13,8 @@ from registered import ARGUMENTS, CONV, members
 from torch import nn
 
 from mmext.convs.generated import GeneratedConv2d
-from mmext.deploy import export_onnx, fold
+from mmext.export import export_onnx
+from mmext.folding import fold
 from mmext.registry import MODELS
 
 FAMILY = sorted(n for n in members('convs') if isinstance(c := MODELS.get(n), type) and issubclass(c, GeneratedConv2d))

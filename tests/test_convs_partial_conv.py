@@ -7,7 +7,7 @@ from mmcv.cnn import ConvModule, fuse_conv_bn
 from torch import nn
 
 from mmext.convs.partial_conv import PartialConv2d
-from mmext.deploy import fold
+from mmext.folding import fold
 
 GEOMETRIES = {
     '3x3': dict(kernel_size=3, padding=1),

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmext.convs.shiftwise import ShiftwiseConv2d
-from mmext.deploy import fold
+from mmext.folding import fold
 
 
 def make(channels: int = 8, size: int = 7, **kwargs) -> ShiftwiseConv2d:

@@ -4,7 +4,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmext.convs.tucker import TuckerConv2d, hosvd
-from mmext.deploy import fold
+from mmext.folding import fold
 
 FULL = (6, 4, 3, 3)
 

@@ -14,7 +14,9 @@ from mmext.convs.generated import GeneratedConv2d
 from mmext.convs.inception_dwconv import InceptionDWConv2d
 from mmext.convs.partial_conv import PartialConv2d
 from mmext.convs.refconv import RefConv2d
-from mmext.deploy import TensorMode, deploy, export_onnx, fold, max_relative_error, outputs_of
+from mmext.deploy import deploy
+from mmext.export import TensorMode, export_onnx, max_relative_error, outputs_of
+from mmext.folding import fold
 
 REFCONV = dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))
 LENI_RULE = dict(layer='ReLU', to=dict(type='mmext.LENI'))
@@ -283,8 +285,7 @@ def test_max_relative_error():
 
 def test_the_tool_end_to_end(tmp_path, capsys):
     """The written config and checkpoint load without folding anything; nothing existing is overwritten."""
-    from mmext.cli import UsageError
-    from mmext.hooks.checkpoint_guard import CheckpointError
+    from mmext.errors import CheckpointError, UsageError
     from tools.deploy import main
 
     cfg = detector()

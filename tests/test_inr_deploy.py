@@ -12,9 +12,11 @@ from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
 import mmext.inr.semantics
-from mmext.cli import UsageError
 from mmext.convs.generated import GeneratedConv2d
-from mmext.deploy import TensorMode, deploy, example_inputs, export_onnx, fold, max_relative_error, outputs_of
+from mmext.deploy import deploy
+from mmext.errors import UsageError
+from mmext.export import TensorMode, example_inputs, export_onnx, max_relative_error, outputs_of
+from mmext.folding import fold
 from mmext.inr import ConvINR, CoordMLP, IdentityOperator, SemanticEncoder, coordinate_grid
 from mmext.norms import PositionNorm
 

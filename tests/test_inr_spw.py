@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmext.deploy import fold
+from mmext.folding import fold
 from mmext.inr import SPW, RandomPyramid, SemanticEncoder, coordinate_grid
 
 SMALL = dict(width=6, depth=3)

@@ -11,8 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmengine.structures import BaseDataElement
 
-import mmext.cli as cli
-from mmext.hooks.checkpoint_guard import CheckpointError
+from mmext.errors import CheckpointError, UsageError
 from mmext.inr import PICTURES, SignalDataset, coordinate_grid, load_picture, reconstruction_quality, stored_bits
 
 ROOT = Path(__file__).parents[1]
@@ -394,7 +393,7 @@ def test_show_dir_takes_the_picture(config, tmp_path):
     test['main']([path, str(tmp_path / 'iter_4.pth'), '--work-dir', str(tmp_path / 't'), *where])
     assert (tmp_path / 'shown/test.png').is_file()
     Path(path).write_text(f'{Path(path).read_text()}custom_hooks = []\n')
-    with pytest.raises(cli.UsageError, match=r'--show-dir needs .*mmext\.SignalPictureHook'):
+    with pytest.raises(UsageError, match=r'--show-dir needs .*mmext\.SignalPictureHook'):
         test['main']([path, str(tmp_path / 'iter_4.pth'), '--work-dir', str(tmp_path / 't'), *where])
 
 
@@ -475,7 +474,7 @@ def test_train_chooses_and_the_other_tools_read_the_choice(config, tmp_path):
 def test_a_checkpoint_that_does_not_tell_the_choice_is_refused(config, tmp_path):
     torch.save(dict(state_dict={}, meta={}), tmp_path / 'bare.pth')
     path = config(network=FOURIER)
-    with pytest.raises(cli.UsageError, match=r'model\.network\.encoding\.sigma .* work dir'):
+    with pytest.raises(UsageError, match=r'model\.network\.encoding\.sigma .* work dir'):
         test['main']([path, str(tmp_path / 'bare.pth'), '--work-dir', str(tmp_path / 'test')])
 
 
@@ -489,9 +488,7 @@ def test_a_checkpoint_that_does_not_tell_the_choice_is_refused(config, tmp_path)
 )
 def test_a_choice_that_nobody_can_make_is_refused(part, config, tmp_path):
     path = config(network=dict(type='mmext.CoordMLP', out_features=1, **part))
-    with pytest.raises(
-        cli.UsageError, match=r"^FreSh chooses .*first_w0 of .* got (scale|w0|num_frequencies)='fresh' in "
-    ):
+    with pytest.raises(UsageError, match=r"^FreSh chooses .*first_w0 of .* got (scale|w0|num_frequencies)='fresh' in "):
         run(path, tmp_path)
 
 

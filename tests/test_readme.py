@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmext.convs.refconv import RefConv2d
-from mmext.deploy import fold
+from mmext.folding import fold
 from mmext.registry import ALL, MODELS
 
 ROOT = Path(__file__).parents[1]

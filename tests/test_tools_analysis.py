@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmext.cli import UsageError
+from mmext.errors import UsageError
 
 TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'
 MODEL = """

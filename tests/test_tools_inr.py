@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmext.cli import UsageError
+from mmext.errors import UsageError
 from mmext.inr import SignalDataset, reconstruction_quality, stored_bits
 
 TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'

@@ -30,7 +30,6 @@ from official_layers import (
 )
 from torch import nn
 
-from mmext.cli import UsageError
 from mmext.convs.binary_weight import BinaryWeightConv2d
 from mmext.convs.complex_conv import ComplexConv2d
 from mmext.convs.dcls import DCLSConv2d
@@ -46,6 +45,7 @@ from mmext.convs.smpconv import SMPConv2d
 from mmext.convs.spd_conv import SPDConv2d
 from mmext.convs.tucker import TuckerConv2d
 from mmext.convs.weighted_conv import WeightedConv2d
+from mmext.errors import UsageError
 from mmext.registry import MODELS
 
 ROOT = Path(__file__).parents[1]

@@ -18,9 +18,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmext.cli as cli
+from mmext.checkpoints import newest_loadable, read_checkpoint
 from mmext.convs import RefConv2d, RepSO2d
 from mmext.datasets import DigitScenes, create
-from mmext.hooks.checkpoint_guard import CheckpointError, CheckpointGuardHook, newest_loadable, read_checkpoint
+from mmext.errors import CheckpointError, UsageError
+from mmext.hooks.checkpoint_guard import CheckpointGuardHook
 
 TOOLS = Path(__file__).parents[1] / 'tools'
 train = runpy.run_path(str(TOOLS / 'train.py'))
@@ -138,7 +140,7 @@ def test_every_task_trains_resumes_and_tests(config, work, tmp_path, text, metri
     metrics = test['main']([path, str(saved), '--work-dir', str(work), '--out', str(out)])
     assert metric in metrics or text is DET
     assert (len(list(out.iterdir())) == 4) if text is SEG else out.is_file()
-    with pytest.raises(cli.UsageError, match='--force'):
+    with pytest.raises(UsageError, match='--force'):
         test['main']([path, str(saved), '--work-dir', str(work), '--out', str(out)])
 
 
@@ -157,7 +159,7 @@ def test_resume_continues_as_if_never_stopped(config, work, tmp_path):
 
 def test_resume_skips_truncated_checkpoints(config, work, monkeypatch):
     said = []
-    monkeypatch.setattr('mmext.hooks.checkpoint_guard.print_log', lambda message, *args: said.append(message))
+    monkeypatch.setattr('mmext.checkpoints.print_log', lambda message, *args: said.append(message))
     path = config(CLS)
     run_train(path, work, '--cfg-options', 'train_cfg.max_epochs=2')
     truncate(work / 'epoch_2.pth')
@@ -352,12 +354,12 @@ def test_amp_maps_the_wrapper(monkeypatch, kind, expected):
 
 
 def test_amp_and_auto_scale_lr_say_what_they_need(config, work, monkeypatch):
-    with pytest.raises(cli.UsageError, match='got ApexOptimWrapper'):
+    with pytest.raises(UsageError, match='got ApexOptimWrapper'):
         run_train(config(CLS, "optim_wrapper = dict(type='ApexOptimWrapper')"), work, '--amp')
     monkeypatch.setitem(train['enable_amp'].__globals__, 'is_cuda_available', lambda: False)
-    with pytest.raises(cli.UsageError, match='--amp needs an accelerator'):
+    with pytest.raises(UsageError, match='--amp needs an accelerator'):
         run_train(config(CLS), work, '--amp')
-    with pytest.raises(cli.UsageError, match=r'auto_scale_lr = dict\(base_batch_size=N\)'):
+    with pytest.raises(UsageError, match=r'auto_scale_lr = dict\(base_batch_size=N\)'):
         run_train(config(CLS), work, '--auto-scale-lr')
 
 
@@ -373,7 +375,7 @@ def test_test_tool_says_what_it_needs(config, work, tmp_path):
         (['--show-dir', 'x'], 'visualization hook'),
         (['--tta'], 'tta_model and tta_pipeline'),
     ):
-        with pytest.raises(cli.UsageError, match=match):
+        with pytest.raises(UsageError, match=match):
             test['main']([config(CLS), str(tmp_path / 'a.pth'), '--work-dir', str(work), *more])
 
 

@@ -21,8 +21,10 @@ from torch import nn
 
 import mmext
 from mmext import cli
-from mmext.deploy import deploy, example_inputs, export_onnx, outputs_of
-from mmext.hooks.checkpoint_guard import read_checkpoint, state_dict_of
+from mmext.checkpoints import read_checkpoint, state_dict_of
+from mmext.deploy import deploy
+from mmext.errors import UsageError
+from mmext.export import example_inputs, export_onnx, outputs_of
 from mmext.norms import PositionNorm
 
 
@@ -92,12 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     out = Path(args.out)
     if out.suffix != '.pth':
-        raise cli.UsageError(
+        raise UsageError(
             f'deploy writes a checkpoint and a config beside it and needs an OUT that ends in .pth, got {out}'
         )
     written = [out, out.with_suffix('.py')] + ([out.with_suffix('.onnx')] if args.onnx else [])
     for existing in (p for p in written if p.exists() and not args.force):
-        raise cli.UsageError(f'{existing} exists and is not overwritten; choose another OUT or pass --force')
+        raise UsageError(f'{existing} exists and is not overwritten; choose another OUT or pass --force')
 
     cfg = cli.read_config(args.config)
     if args.cfg_options:
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         trained, folded, cfg.model, error = deploy(cfg.model, state_dict, args.shape, args.fuse_bn, args.tolerance)
     except RuntimeError as refusal:
-        raise cli.UsageError(f'not deployed: {refusal}') from refusal
+        raise UsageError(f'not deployed: {refusal}') from refusal
 
     meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k == 'dataset_meta'}
     meta['mmext'] = dict(version=mmext.__version__, source=str(args.checkpoint), max_relative_error=error)
@@ -147,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             error = export_onnx(folded, inputs, out.with_suffix('.onnx'))
         except RuntimeError as refusal:
             reason = (str(refusal).strip().splitlines() or [type(refusal).__name__])[0].partition('. ')[0]
-            raise cli.UsageError(
+            raise UsageError(
                 f'checkpoint and config are written, but no ONNX file ({reason}); {why_no_onnx(folded)}'
             ) from refusal
         print(f'wrote {out.with_suffix(".onnx")}: onnxruntime differs by {error:.2e}')

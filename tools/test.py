@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
 from mmext import cli
+from mmext.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -48,14 +49,14 @@ def check_out(cfg: Config, out: Path, force: bool) -> None:
     """Refuse a file name that does not suit the task, and to overwrite anything unless told to."""
     if cfg.get('default_scope') == 'mmseg':
         if out.is_file():
-            raise cli.UsageError(f'--out is a folder of maps in segmentation, got the file {out}; name a folder')
+            raise UsageError(f'--out is a folder of maps in segmentation, got the file {out}; name a folder')
         taken = out.is_dir() and any(out.iterdir())
     else:
         if out.suffix not in ('.pkl', '.pickle'):
-            raise cli.UsageError(f'--out must end with .pkl or .pickle, got {out}')
+            raise UsageError(f'--out must end with .pkl or .pickle, got {out}')
         taken = out.exists()
     if taken and not force:
-        raise cli.UsageError(f'{out} exists; pass --force to overwrite it, or choose another --out')
+        raise UsageError(f'{out} exists; pass --force to overwrite it, or choose another --out')
 
 
 def dump_class(cfg: Config) -> type[DumpResults]:
@@ -74,12 +75,12 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         pictures[0].out_dir = folder
         return
     if cfg.model.get('type') == 'mmext.SignalModel':
-        raise cli.UsageError(
+        raise UsageError(
             "--show-dir needs dict(type='mmext.SignalPictureHook') in the custom_hooks of a coordinate network; the config "
             'lacks it, start from configs/inr/_base_/runtime.py'
         )
     if not hook or (scope == 'mmseg' and not cfg.get('visualizer')):
-        raise cli.UsageError(
+        raise UsageError(
             "--show-dir needs the host's visualization hook in default_hooks, and in mmseg a visualizer; the config lacks "
             "it, start from the host's _base_/default_runtime.py"
         )
@@ -95,7 +96,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 def enable_tta(cfg: Config) -> None:
     """Wrap the model and replace the pipeline by the config's own for test-time augmentation."""
     if not (cfg.get('tta_model') and cfg.get('tta_pipeline')):
-        raise cli.UsageError('--tta needs tta_model and tta_pipeline in the config, which lacks one')
+        raise UsageError('--tta needs tta_model and tta_pipeline in the config, which lacks one')
     cfg.model = ConfigDict(**{**cfg.tta_model, 'module': cfg.model})
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:

@@ -10,7 +10,8 @@ from mmengine.device import is_cuda_available, is_mlu_available, is_musa_availab
 from mmengine.runner import Runner
 
 from mmext import cli
-from mmext.hooks.checkpoint_guard import newest_loadable
+from mmext.checkpoints import newest_loadable
+from mmext.errors import UsageError
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'mmext.SAGDOptimWrapper': 'mmext.SAGDAmpOptimWrapper'}
 
@@ -49,12 +50,12 @@ def enable_amp(cfg: Config) -> None:
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in (*AMP_WRAPPERS, *AMP_WRAPPERS.values()):
-        raise cli.UsageError(
+        raise UsageError(
             f'--amp replaces the optimizer wrappers {", ".join(AMP_WRAPPERS)}, got {kind}; set its mixed-precision '
             'counterpart in the config and leave out --amp'
         )
     if not (is_cuda_available() or is_npu_available() or is_mlu_available() or is_musa_available()):
-        raise cli.UsageError('--amp needs an accelerator (mmengine has no mixed precision on the CPU); leave it out')
+        raise UsageError('--amp needs an accelerator (mmengine has no mixed precision on the CPU); leave it out')
     wrapper.type = AMP_WRAPPERS.get(kind, kind)
     wrapper.setdefault('loss_scale', 'dynamic')
 
@@ -62,7 +63,7 @@ def enable_amp(cfg: Config) -> None:
 def enable_auto_scale_lr(cfg: Config) -> None:
     """Switch the learning rate's scaling on, as the config describes it."""
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise cli.UsageError(
+        raise UsageError(
             '--auto-scale-lr needs the batch size that the learning rate was chosen for; '
             'add auto_scale_lr = dict(base_batch_size=N) to the config'
         )

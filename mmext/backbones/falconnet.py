@@ -219,7 +219,7 @@ class FalconNet(BaseModule):
 
     def switch_to_deploy(self) -> None:
         """Fold everything that folds, in place; outputs in eval mode stay the same."""
-        from mmext.deploy import fold
+        from mmext.folding import fold
 
         fold(self)
 

@@ -37,7 +37,7 @@ class GeneratedConv2d(ExtConv2d):
 
     Attributes:
         plain: Whether this very layer generates nothing and ``weight`` is its kernel.
-        fold_in_deploy: Whether :func:`mmext.deploy.fold` folds the layer. False where the plain form computes the same and
+        fold_in_deploy: Whether :func:`mmext.folding.fold` folds the layer. False where the plain form computes the same and
             costs more.
     """
 
@@ -131,7 +131,7 @@ class GeneratedConv2d(ExtConv2d):
         if not self.plain:
             raise TypeError(
                 f'{type(self).__name__} generates its kernel and computes with no other; leave efficient_conv_bn_eval out '
-                'for this layer, or fold the model first (tools/deploy.py, or mmext.deploy.fold)'
+                'for this layer, or fold the model first (tools/deploy.py, or mmext.folding.fold)'
             )
         return super()._conv_forward(x, weight, bias)
 
@@ -157,7 +157,7 @@ class GeneratedConv2d(ExtConv2d):
         if constructed and name == 'weight' and param is not None and self._parameters.get('weight') is None:
             raise TypeError(
                 f'{type(self).__name__} generates its kernel and takes no weight; fold the model first (tools/deploy.py, or '
-                'mmext.deploy.fold), then fuse its batch norms'
+                'mmext.folding.fold), then fuse its batch norms'
             )
         super().register_parameter(name, param)
 

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from mmext.hooks.checkpoint_guard import unwrap
+from mmext.checkpoints import unwrap
 
 __all__ = ['AuxiliaryLossHook']
 

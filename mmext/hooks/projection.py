@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmext.hooks.checkpoint_guard import unwrap
+from mmext.checkpoints import unwrap
 from mmext.registry import HOOKS
 
 __all__ = ['ProjectionHook']

@@ -6,9 +6,9 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmext.checkpoints import unwrap
 from mmext.convs.dcls import DCLSConv2d
 from mmext.hooks.auxiliary_loss import AuxiliaryLossHook
-from mmext.hooks.checkpoint_guard import unwrap
 from mmext.registry import HOOKS
 
 __all__ = ['RepulsionHook', 'repulsion']

@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mmext.checkpoints import unwrap
 from mmext.convs.tucker import TuckerConv2d
-from mmext.hooks.checkpoint_guard import unwrap
 from mmext.registry import HOOKS
 
 __all__ = ['TuckerRankHook', 'augment', 'truncate']

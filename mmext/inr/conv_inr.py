@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmext.blocks.build import accepts, component
 from mmext.convs.conditioned import ConditionedConv2d
 from mmext.convs.reparam import ReparamConv2d
-from mmext.deploy import fold, folds_to_plain
+from mmext.folding import fold, folds_to_plain
 from mmext.inr.base import CoordNetwork, build_position_norm
 from mmext.inr.semantics import describe_image
 from mmext.registry import MODELS
@@ -151,7 +151,7 @@ class ConvINR(CoordNetwork):
 
     @staticmethod
     def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
-        """Return the config of the network that :func:`mmext.deploy.fold` leaves where it fuses all norms."""
+        """Return the config of the network that :func:`mmext.folding.fold` leaves where it fuses all norms."""
         conv_cfg = _conv_cfg(cfg.get('reparam'))
         in_branches = accepts(component(conv_cfg), 'norm_cfg')
         if folds_to_plain(conv_cfg):

@@ -10,7 +10,7 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from mmext.blocks.build import accepts, component
-from mmext.deploy import fuse_affine, norm_affine
+from mmext.folding import fuse_affine, norm_affine
 from mmext.inr.base import CoordNetwork, build_position_norm
 from mmext.registry import MODELS
 
@@ -127,7 +127,7 @@ class CoordMLP(CoordNetwork):
 
     @torch.no_grad()
     def fuse_norms(self) -> None:
-        """Fuse the norms that are affine maps in eval mode into the linear maps beside them, for :func:`mmext.deploy.fold`.
+        """Fuse the norms that are affine maps in eval mode into the linear maps beside them, for :func:`mmext.folding.fold`.
 
         These are batch norms, and :class:`mmext.GlobalNorm` with frozen statistics. All others take statistics of what they
         normalize, and stay.
@@ -148,5 +148,5 @@ class CoordMLP(CoordNetwork):
 
     @staticmethod
     def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
-        """Return the config of the network that :func:`mmext.deploy.fold` leaves where it fuses all norms."""
+        """Return the config of the network that :func:`mmext.folding.fold` leaves where it fuses all norms."""
         return {k: v for k, v in cfg.items() if not fuse_bn or k not in ('norm_cfg', 'norm_position', 'norm_last')}

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmext.hooks.checkpoint_guard import unwrap
+from mmext.checkpoints import unwrap
 from mmext.registry import HOOKS
 
 __all__ = ['SignalHook']

@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmext.hooks.checkpoint_guard import unwrap
+from mmext.checkpoints import unwrap
 from mmext.inr.drawing import draw_progress, draw_reconstruction, replace_file, save_figure
 from mmext.inr.reconstruction_metric import reconstruction_quality
 from mmext.registry import HOOKS

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from timing import Report, check, interleave, main
 from torch import Tensor, nn
 
-from mmext.deploy import fold
+from mmext.folding import fold
 from mmext.inr import ConvINR, CoordMLP, coordinate_grid
 from mmext.registry import MODELS
 

@@ -33,7 +33,9 @@ from timing import interleave
 from torch import Tensor, nn
 
 from mmext import cli
-from mmext.deploy import TensorMode, example_inputs, fold
+from mmext.errors import UsageError
+from mmext.export import TensorMode, example_inputs
+from mmext.folding import fold
 
 ROOT = Path(__file__).parents[2]
 TITLES = {'accuracy/top1': 'Top-1 (%)', 'signal/PSNR': 'PSNR (dB)'}
@@ -70,7 +72,7 @@ def train(config: Path, seed: int, work_dir: Path, metric: str) -> float:
     lines = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
     found = [v for line in lines for k, v in line.items() if k.endswith(metric)]
     if done.returncode or not found:
-        raise cli.UsageError(f'{config} with seed {seed} did not finish with {metric}; see {work_dir / "train.log"}')
+        raise UsageError(f'{config} with seed {seed} did not finish with {metric}; see {work_dir / "train.log"}')
     result.write_text(json.dumps(found[-1]))
     return found[-1]
 
@@ -181,11 +183,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, and write the table."""
     args = parse_args(argv)
     if missing := [str(p) for p in args.configs if not p.is_file()]:
-        raise cli.UsageError(f'no such config: {", ".join(missing)}')
+        raise UsageError(f'no such config: {", ".join(missing)}')
     if len({p.stem for p in args.configs}) < len(args.configs):
-        raise cli.UsageError('two configs have the same name, under which their results would be kept; rename one')
+        raise UsageError('two configs have the same name, under which their results would be kept; rename one')
     if args.reference is not None and args.reference not in args.configs:
-        raise cli.UsageError(f'--reference {args.reference} is not among the configs; add it to them')
+        raise UsageError(f'--reference {args.reference} is not among the configs; add it to them')
     bases = references(args.configs) if args.reference is None else dict.fromkeys(args.configs, args.reference)
     title = TITLES.get(args.metric, args.metric)
     accuracy: dict[str, list[float]] = {}

@@ -24,8 +24,9 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmext import cli
-from mmext.deploy import fold, load_all
-from mmext.hooks.checkpoint_guard import read_checkpoint, state_dict_of
+from mmext.checkpoints import load_all, read_checkpoint, state_dict_of
+from mmext.errors import UsageError
+from mmext.folding import fold
 from mmext.inr.compression import stored_bits
 from mmext.inr.reconstruction_metric import reconstruction_quality
 from mmext.inr.signal_model import SignalModel
@@ -57,14 +58,14 @@ def load_model(cfg: Config, path: str) -> SignalModel:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
     model = MODELS.build(ConfigDict(model_cfg))
     if not isinstance(model, SignalModel):
-        raise cli.UsageError(
+        raise UsageError(
             f'compression_report serves the coordinate networks of a mmext.SignalModel, but the model of {cfg.filename} is a '
             f'{type(model).__name__}'
         )
     try:
         load_all(model, state_dict_of(read_checkpoint(path)))
     except RuntimeError as misfit:
-        raise cli.UsageError(f'{path}: {misfit}') from misfit
+        raise UsageError(f'{path}: {misfit}') from misfit
     return model.eval()
 
 
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.choose_frequencies(cfg, args.checkpoint)
     model = load_model(cfg, args.checkpoint)
     if not cfg.get('test_dataloader'):
-        raise cli.UsageError(f'{args.config} has no test_dataloader, whose image the report is about')
+        raise UsageError(f'{args.config} has no test_dataloader, whose image the report is about')
     item = DATASETS.build(cfg.test_dataloader.dataset)[0]
     height, width = item['inputs'].shape[:2]
     table = [('network', 'storage', 'parameters', 'bytes', 'bits/pixel', 'PSNR (dB)', 'SSIM')]

@@ -23,7 +23,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmext import cli
-from mmext.deploy import TensorMode, fold
+from mmext.errors import UsageError
+from mmext.export import TensorMode
+from mmext.folding import fold
 from mmext.surgery import unwrapped
 
 
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     before, after = build(without_ours(model_cfg)), build(model_cfg)
     rows = changes(before, after)
     if not rows:
-        raise cli.UsageError(
+        raise UsageError(
             f'{args.config} changes nothing: its model has no mmext.swap_layers and no mmext layer as conv_cfg, act_cfg or dcn'
         )
     table = [('layer', 'before', 'after', 'parameters', '')]

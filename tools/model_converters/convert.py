@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import mmext
 from mmext import cli
+from mmext.errors import UsageError
 
 SHOWN = 12  # of many names or notes
 NESTS = ('state_dict', 'model', 'model_ema')
@@ -78,19 +79,19 @@ def read(path: str, trust: bool) -> Any:
         UsageError: If the file is missing or damaged, or needs trust and has it not.
     """
     if not Path(path).is_file():
-        raise cli.UsageError(f'checkpoint {path} does not exist; check the path')
+        raise UsageError(f'checkpoint {path} does not exist; check the path')
     try:
         return torch.load(path, map_location='cpu', weights_only=not trust)
     except pickle.UnpicklingError as error:
         found = re.search(r'GLOBAL ([\w.]+)', str(error))
         if trust or not (found or zipfile.is_zipfile(path)):
-            raise cli.UsageError(f'checkpoint {path} is damaged, or none ({_reason(error)})') from error
-        raise cli.UsageError(
+            raise UsageError(f'checkpoint {path} is damaged, or none ({_reason(error)})') from error
+        raise UsageError(
             f'{path} holds more than tensors ({found[1] if found else _reason(error)}), and loading that can run any code; if '
             'you trust where the file is from, pass --trust'
         ) from error
     except (RuntimeError, EOFError, AttributeError, ImportError) as error:
-        raise cli.UsageError(f'checkpoint {path} cannot be loaded ({_reason(error)})') from error
+        raise UsageError(f'checkpoint {path} cannot be loaded ({_reason(error)})') from error
 
 
 def _reason(error: Exception) -> str:
@@ -108,19 +109,19 @@ def state_dict_in(content: Any, key: str | None) -> tuple[dict[str, Any], str]:
     if isinstance(content, Mapping):
         where = key or next((k for k in NESTS if isinstance(content.get(k), (Mapping, nn.Module))), '')
         if key and key not in content:
-            raise cli.UsageError(f'the checkpoint has no {key}, only {", ".join(map(str, list(content)[:8]))}')
+            raise UsageError(f'the checkpoint has no {key}, only {", ".join(map(str, list(content)[:8]))}')
     inside = content[where] if where else content
     state = inside.state_dict() if isinstance(inside, nn.Module) else inside
     if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
         have = ', '.join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-        raise cli.UsageError(f'there is no state dict in the checkpoint, only {have}; name its place by --key')
+        raise UsageError(f'there is no state dict in the checkpoint, only {have}; name its place by --key')
     return {str(k).removeprefix('module.'): v for k, v in state.items()}, where
 
 
 def pairs(items: Sequence[str], option: str) -> dict[str, str]:
     """Split ``KEY=VALUE`` arguments."""
     if wrong := [item for item in items if '=' not in item]:
-        raise cli.UsageError(f'{option} takes KEY=VALUE, got {", ".join(wrong)}')
+        raise UsageError(f'{option} takes KEY=VALUE, got {", ".join(wrong)}')
     return dict(item.split('=', 1) for item in items)
 
 
@@ -134,7 +135,7 @@ def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str], patterns: M
         if not any(k.startswith(old) for k in state):
             starts = sorted({k.split('.')[0] for k in state})
             near = difflib.get_close_matches(old.rstrip('.'), starts, n=3, cutoff=0.0)
-            raise cli.UsageError(f'--prefix: no name begins with {old!r}; the nearest beginnings are {", ".join(near)}')
+            raise UsageError(f'--prefix: no name begins with {old!r}; the nearest beginnings are {", ".join(near)}')
     new = {k: k for k in state}
     for key in new:
         fitting = [p for p in prefixes if key.startswith(p)]
@@ -145,15 +146,13 @@ def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str], patterns: M
         try:
             changed = {k: re.sub(pattern, replacement, name) for k, name in new.items()}
         except re.error as error:
-            raise cli.UsageError(f'--rename takes a regular expression, {pattern!r} is none ({error})') from error
+            raise UsageError(f'--rename takes a regular expression, {pattern!r} is none ({error})') from error
         if changed == new:
-            raise cli.UsageError(
-                f'--rename: {pattern!r} is found in no name, such as {", ".join(list(new.values())[:3])}'
-            )
+            raise UsageError(f'--rename: {pattern!r} is found in no name, such as {", ".join(list(new.values())[:3])}')
         new = changed
     name, times = Counter(new.values()).most_common(1)[0]
     if times > 1:
-        raise cli.UsageError(f'--prefix and --rename give {times} tensors the name {name}')
+        raise UsageError(f'--prefix and --rename give {times} tensors the name {name}')
     return {new[k]: v for k, v in state.items()}
 
 
@@ -192,7 +191,7 @@ def report_on(config: str, state: Mapping[str, Tensor]) -> None:
     for kind in ('missing', 'unexpected', 'of another shape'):
         print_names(f'  {kind}', report[kind])
     if not report['loaded']:
-        raise cli.UsageError(
+        raise UsageError(
             f'nothing fits the model of {config}; compare the names above, and give them other beginnings by --prefix'
         )
 
@@ -230,9 +229,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     entry, dst = find_system(args.system), Path(args.dst)
     if dst.is_dir() or dst.resolve() == Path(args.src).resolve():
-        raise cli.UsageError(f'{dst} is a folder or SRC itself; choose another DST')
+        raise UsageError(f'{dst} is a folder or SRC itself; choose another DST')
     if dst.exists() and not args.force:
-        raise cli.UsageError(f'{dst} exists and is not overwritten; choose another DST or pass --force')
+        raise UsageError(f'{dst} exists and is not overwritten; choose another DST or pass --force')
     state, where = state_dict_in(read(args.src, args.trust), args.key)
     print(f'{args.src}: {len(state)} entries' + (f' in {where}' if where else ''))
     converted = convert(entry.name, state, pairs(args.options, '--options'))

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmext.cli import UsageError
 from mmext.convs.dilated_reparam import BRANCHES
 from mmext.convs.shiftwise import ShiftwiseConv2d
+from mmext.errors import UsageError
 
 __all__ = ['SYSTEMS', 'Converted', 'System', 'convert', 'find_system']
 
