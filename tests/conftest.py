@@ -12,3 +12,11 @@ def _fresh_start():
     torch.manual_seed(0)
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def double_precision():
+    """Make every new tensor double."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -14,23 +14,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import os
 import pickle
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from key_maps import SYSTEMS, Converted, convert, find_system
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import mmext
 from mmext import cli
+from mmext.converters import SYSTEMS, Converted, convert, find_system, rename
 from mmext.errors import UsageError
 
 SHOWN = 12  # of many names or notes
@@ -123,37 +121,6 @@ def pairs(items: Sequence[str], option: str) -> dict[str, str]:
     if wrong := [item for item in items if '=' not in item]:
         raise UsageError(f'{option} takes KEY=VALUE, got {", ".join(wrong)}')
     return dict(item.split('=', 1) for item in items)
-
-
-def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str], patterns: Mapping[str, str]) -> dict[str, Tensor]:
-    """Give names other beginnings, then other parts; of several prefixes the longest that fits a name counts.
-
-    Raises:
-        UsageError: If a prefix or a pattern fits no name, or two tensors would get the same one.
-    """
-    for old in prefixes:
-        if not any(k.startswith(old) for k in state):
-            starts = sorted({k.split('.')[0] for k in state})
-            near = difflib.get_close_matches(old.rstrip('.'), starts, n=3, cutoff=0.0)
-            raise UsageError(f'--prefix: no name begins with {old!r}; the nearest beginnings are {", ".join(near)}')
-    new = {k: k for k in state}
-    for key in new:
-        fitting = [p for p in prefixes if key.startswith(p)]
-        if fitting:
-            old = max(fitting, key=len)
-            new[key] = prefixes[old] + key[len(old) :]
-    for pattern, replacement in patterns.items():
-        try:
-            changed = {k: re.sub(pattern, replacement, name) for k, name in new.items()}
-        except re.error as error:
-            raise UsageError(f'--rename takes a regular expression, {pattern!r} is none ({error})') from error
-        if changed == new:
-            raise UsageError(f'--rename: {pattern!r} is found in no name, such as {", ".join(list(new.values())[:3])}')
-        new = changed
-    name, times = Counter(new.values()).most_common(1)[0]
-    if times > 1:
-        raise UsageError(f'--prefix and --rename give {times} tensors the name {name}')
-    return {new[k]: v for k, v in state.items()}
 
 
 def load_report(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -1,0 +1,294 @@
+"""Run a system's converter over a state dict of its authors, and tell whose a state dict is.
+
+A converter is one function of one layer, in a file of this package with the system's name. It gets the layer's tensors by
+their official names and returns ours. With ``takes='.*'`` the layer is a whole network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mmext.errors import UsageError
+
+__all__ = [
+    'SYSTEMS',
+    'WHICH',
+    'Converted',
+    'Layer',
+    'System',
+    'choice',
+    'convert',
+    'find_system',
+    'number',
+    'recognize',
+    'rename',
+    'source',
+    'system',
+]
+
+
+class Layer(dict[str, Any]):
+    """The tensors of one layer by their official names, which remembers those that were asked for.
+
+    Raises:
+        UsageError: If a tensor is asked for that is not there, or is none.
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, Any], notes: list[str]) -> None:
+        super().__init__(tensors)
+        self.name = name or 'the layer'
+        self.notes = notes
+        self.used: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self:
+            raise UsageError(f'{self.name} has {", ".join(self)} and no {key}; is it a layer of this system?')
+        if not isinstance(value := self.other(key), Tensor):
+            raise UsageError(
+                f'{self.name} has a {type(value).__name__} where a layer of this system has the tensor {key}'
+            )
+        return value
+
+    def other(self, key: str) -> Any:
+        """Return a value that need not be a tensor, or None."""
+        self.used.add(key)
+        return self.get(key)
+
+
+LayerMap = Callable[[Layer, dict[str, str]], 'dict[str, Tensor] | None']
+
+
+@dataclass(frozen=True)
+class System:
+    """A system's converter.
+
+    Args:
+        name: The slug of the system.
+        target: The class whose names the converted tensors have.
+        to_ours: The function of one layer. None from it leaves the layer as it is.
+        marker: Regular expression of the name by which a layer is found.
+        takes: Regular expression of the layer's other names. What the function does not ask for is dropped.
+        signature: Regular expressions of names. Only an official layer has all of them. It is empty where the keys are
+            those of plain convolutions.
+        hint: What else a file without any such layer may be.
+        options: What the user can say, with an explanation. ``layers`` among them must be said.
+    """
+
+    name: str
+    target: str
+    to_ours: LayerMap
+    marker: str
+    takes: str
+    signature: tuple[str, ...]
+    hint: str
+    options: dict[str, str]
+
+    def layers(self, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the tensors of every layer by their official names, in the file's order."""
+        pattern = re.compile(rf'(?:(.*?)\.)??(?:{self.marker})')
+        found = {k: match[1] or '' for k in state if (match := pattern.fullmatch(k))}
+        names = re.compile(f'{self.marker}|{self.takes}')
+        layers: dict[str, dict[str, Any]] = {}
+        for key, layer in found.items():
+            if layer in layers or not (self.signature or getattr(state[key], 'ndim', 0) == 4):
+                continue
+            start = len(layer) + 1 if layer else 0
+            own = {k[start:]: v for k, v in state.items() if k.startswith(f'{layer}.' if layer else '')}
+            layers[layer] = {short: tensor for short, tensor in own.items() if names.fullmatch(short)}
+        return layers
+
+    def holds(self, state: Mapping[str, Any]) -> int:
+        """Return how many entries of a file belong to layers that no other system has."""
+        patterns = [re.compile(name) for name in self.signature]
+        if not patterns:
+            return 0
+        layers = self.layers(state).values()
+        return sum(len(own) for own in layers if all(any(map(p.fullmatch, own)) for p in patterns))
+
+
+SYSTEMS: dict[str, System] = {}
+WHICH = ", whose keys are those of plain ones ('.*' for all)"
+
+
+def system(
+    target: str, marker: str, takes: str = 'weight', signature: tuple[str, ...] = (), hint: str = '', **options: str
+) -> Callable[[LayerMap], LayerMap]:
+    """Enter a function of one layer into the table, under its own name; the arguments are those of :class:`System`."""
+
+    def enter(to_ours: LayerMap) -> LayerMap:
+        name = to_ours.__name__
+        SYSTEMS[name] = System(name, target, to_ours, marker, takes, signature, hint, options)
+        return to_ours
+
+    return enter
+
+
+@dataclass
+class Converted:
+    """The new state dict, and what to tell about it."""
+
+    state: dict[str, Tensor] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_system(name: str) -> System:
+    """Return the entry of that name.
+
+    Raises:
+        UsageError: If there is none; the message names the nearest ones.
+    """
+    if name not in SYSTEMS:
+        near = difflib.get_close_matches(name, SYSTEMS, n=3, cutoff=0.0)
+        raise UsageError(f'no system is called {name!r}; the nearest are {", ".join(near)} (--list shows all)')
+    return SYSTEMS[name]
+
+
+def convert(name: str, state: Mapping[str, Any], options: Mapping[str, str] | None = None) -> Converted:
+    """Convert every layer of a system in a state dict.
+
+    Args:
+        name: The system.
+        state: The official state dict. Only tensors are kept of it. A layer may read other values too.
+        options: The system's own, and ``layers``, a regular expression that restricts the conversion to some names.
+
+    Raises:
+        UsageError: If the name or an option is unknown, no layer is found, or one is not as the system's are.
+    """
+    entry, options = find_system(name), dict(options or {})
+    if unknown := sorted(set(options) - {'layers', *entry.options}):
+        raise UsageError(f'{name} takes the options {", ".join(["layers", *entry.options])}, got {", ".join(unknown)}')
+    if 'layers' in entry.options and 'layers' not in options:
+        raise UsageError(f'{name} needs --options layers=REGEX: {entry.options["layers"]}')
+    try:
+        wanted = re.compile(options.get('layers', ''))
+    except re.error as error:
+        raise UsageError(f'layers= takes a regular expression, {options["layers"]!r} is none ({error})') from error
+    state = {str(k): v for k, v in state.items()}
+    layers = entry.layers(state)
+    new = Converted()
+    used: set[str] = set()
+    ours: dict[str, dict[str, Tensor]] = {}  # by the official key in whose place they are put
+    for found in filter(wanted.search, layers):
+        prefix = f'{found}.' if found else ''
+        layer = Layer(found, layers[found], new.notes)
+        tensors = _converted(entry, layer, options)
+        if tensors is None:
+            continue
+        own = [f'{prefix}{short}' for short in layers[found]]
+        new.layers.append(found)
+        new.dropped += [f'{prefix}{short}' for short in layers[found] if short not in layer.used]
+        used.update(own)
+        ours[own[0]] = {f'{prefix}{short}': tensor for short, tensor in tensors.items()}
+    if not new.layers:
+        raise UsageError(_nothing_found(entry, state, list(layers), options))
+    for key, value in state.items():
+        if key in used:
+            new.state.update(ours.get(key, {}))
+        elif isinstance(value, Tensor):
+            new.state[key] = value
+        else:
+            new.dropped.append(key)
+    return new
+
+
+def _converted(entry: System, layer: Layer, options: dict[str, str]) -> dict[str, Tensor] | None:
+    try:
+        return entry.to_ours(layer, options)
+    except UsageError:
+        raise
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # what tensors of other shapes cause
+        shapes = ', '.join(f'{k} {tuple(v.shape)}' for k, v in layer.items() if isinstance(v, Tensor))
+        raise UsageError(f'{layer.name} is not as the layers of {entry.name} are: it has {shapes}') from error
+
+
+def _nothing_found(entry: System, state: Mapping[str, Any], layers: Sequence[str], options: Mapping[str, str]) -> str:
+    """Return why nothing was converted, and what the file may be."""
+    if layers and not any(re.search(options.get('layers', ''), name) for name in layers):
+        return f'layers={options["layers"]} is found in no name of a layer of {entry.name}, such as {", ".join(layers[:3])}'
+    others = [s.name for s in SYSTEMS.values() if s is not entry and s.holds(state)]
+    return (
+        f'there is no layer of {entry.name} among the {len(state)} entries ({", ".join(list(state)[:3])}, ...); '
+        + (f'are they of {" or ".join(others)}?' if others else 'is it a file of another system, or already folded?')
+        + (f' {entry.hint}' if entry.hint else '')
+    )
+
+
+def recognize(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the system whose authors wrote a state dict, or None.
+
+    It is the one whose layers hold the most entries, so that a network is found before a layer in it. None if no system has a
+    layer there, or if two hold equally many. Some files cannot be told from those of plain networks: their keys are the same.
+    Such systems have an empty ``signature``.
+    """
+    state = {str(k): v for k, v in state.items()}
+    held = {entry.name: entry.holds(state) for entry in SYSTEMS.values()}
+    most = max(held.values(), default=0)
+    names = [name for name, count in held.items() if count == most > 0]
+    return names[0] if len(names) == 1 else None
+
+
+def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str], patterns: Mapping[str, str]) -> dict[str, Tensor]:
+    """Give names other beginnings, then other parts. Of several prefixes the longest that fits a name counts.
+
+    Raises:
+        UsageError: If a prefix or a pattern fits no name, or two tensors would get the same one.
+    """
+    for old in prefixes:
+        if not any(k.startswith(old) for k in state):
+            starts = sorted({k.split('.')[0] for k in state})
+            near = difflib.get_close_matches(old.rstrip('.'), starts, n=3, cutoff=0.0)
+            raise UsageError(f'--prefix: no name begins with {old!r}; the nearest beginnings are {", ".join(near)}')
+    new = {k: k for k in state}
+    for key in new:
+        fitting = [p for p in prefixes if key.startswith(p)]
+        if fitting:
+            old = max(fitting, key=len)
+            new[key] = prefixes[old] + key[len(old) :]
+    for pattern, replacement in patterns.items():
+        try:
+            changed = {k: re.sub(pattern, replacement, name) for k, name in new.items()}
+        except re.error as error:
+            raise UsageError(f'--rename takes a regular expression, {pattern!r} is none ({error})') from error
+        if changed == new:
+            raise UsageError(f'--rename: {pattern!r} is found in no name, such as {", ".join(list(new.values())[:3])}')
+        new = changed
+    name, times = Counter(new.values()).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f'--prefix and --rename give {times} tensors the name {name}')
+    return {new[k]: v for k, v in state.items()}
+
+
+def choice(options: dict[str, str], name: str, values: tuple[str, ...], default: str = '') -> str:
+    """Return one of the values that an option can have."""
+    value = options.get(name, default)
+    if value not in values:
+        raise UsageError(f'--options {name}= needs one of {", ".join(values)}, got {value or "none"}')
+    return value
+
+
+def number(options: dict[str, str], name: str, default: float) -> float:
+    """Return the value of an option that is a number."""
+    try:
+        return float(options.get(name, default))
+    except ValueError as error:
+        raise UsageError(f'--options {name}= needs a number, got {options[name]!r}') from error
+
+
+def source(kernel: Tensor) -> Tensor:
+    """Mark what is only the source of a kernel as our layers do: no plain layer accepts another leading axis."""
+    return kernel.unsqueeze(0)
