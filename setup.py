@@ -2,16 +2,27 @@
 
     pip install -e . --no-build-isolation --no-deps     or     python setup.py build_ext --inplace
 
-CPU kernels by default, CUDA kernels too where torch sees a GPU or with ``FORCE_CUDA=1`` (for sm_80 and sm_90 with PTX unless
-``TORCH_CUDA_ARCH_LIST`` says otherwise). What cannot be built is left out with one line that says why: mmext then runs on
-its pure-torch references. ``MMEXT_SKIP_NATIVE=1`` leaves it out on purpose.
+The CPU kernels are built by default. The CUDA kernels join them where torch sees a GPU, or with ``FORCE_CUDA=1``. They are
+built for sm_80 and sm_90 with PTX, unless ``TORCH_CUDA_ARCH_LIST`` says otherwise.
+
+What cannot be built is left out, and one line says why. Without the CUDA kernels the CPU kernels remain. Without any, mmext
+runs on its pure-torch references. ``MMEXT_REQUIRE_NATIVE=1`` makes each of these an error instead, and
+``MMEXT_SKIP_NATIVE=1`` leaves the kernels out on purpose.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import setup
@@ -20,6 +31,19 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = 'cuda_ops'
+
+#: Vectors are passed between inlined functions only, so their ABI does not matter.
+FLAGS = ['-O3', '-ffp-contract=fast', '-fvisibility=hidden', '-Wno-psabi', '-Wno-ignored-attributes', '-g0']
+OPENMP = ['-fopenmp']
+#: What the CPU kernels ask of a compiler, and what their threads ask of it.
+VECTORS = 'typedef float Lanes __attribute__((vector_size(16)));\nLanes twice(Lanes x) { return x + x; }\n'
+THREADS = '#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n'
+#: How compilers, linkers and the shell begin the line that names an error.
+ERROR = re.compile(
+    r'\berror(?: [#\w-]+)?\s?:|^nvcc fatal\s*:|\bundefined reference to\b|\bcannot find -l|: (?:command )?not found$'
+    r'|\bout of memory\b',
+    re.IGNORECASE,
+)
 
 
 class CannotBuildError(Exception):
@@ -54,6 +78,8 @@ def cuda_toolkit(torch) -> tuple[list[str], list[str]] | None:
 
     if torch.version.cuda is None or CUDA_HOME is None:
         missing = 'this torch is a CPU build' if torch.version.cuda is None else 'no CUDA toolkit (nvcc) was found'
+        if flag('FORCE_CUDA') and flag('MMEXT_REQUIRE_NATIVE'):
+            raise CannotBuildError(f'FORCE_CUDA is set, and {missing}')
         say(f'no CUDA kernels: {missing}')
         return None
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0):
@@ -71,73 +97,149 @@ def cuda_toolkit(torch) -> tuple[list[str], list[str]] | None:
 
 
 def extensions() -> list:
-    """Return the extension to build; raises CannotBuildError."""
+    """Return the extension to build, as it is for the CPU and, where CUDA is wanted, with it; raises CannotBuildError."""
     if flag('MMEXT_SKIP_NATIVE'):
         raise CannotBuildError('MMEXT_SKIP_NATIVE is set')
     try:
         import torch
         from torch.utils.cpp_extension import CppExtension, CUDAExtension
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise CannotBuildError(
             f'torch is not visible to the build ({error}); install with --no-build-isolation'
         ) from error
     include = mmcv_headers()
-    # Vectors are passed between inlined functions only, so their ABI does not matter.
-    cxx = [
-        '-O3',
-        '-ffp-contract=fast',
-        '-fvisibility=hidden',
-        '-Wno-psabi',
-        '-Wno-ignored-attributes',
-        '-fopenmp',
-        '-g0',
-    ]
     sources = [f'{SOURCES}/binding.cpp', f'{SOURCES}/cpu/neighborhood_cpu.cpp']
-    common = dict(extra_link_args=['-fopenmp'])
+    found = [CppExtension('mmext._C', sources, include_dirs=include)]
     toolkit = cuda_toolkit(torch)
-    if toolkit is None:
-        return [CppExtension('mmext._C', sources, include_dirs=include, extra_compile_args={'cxx': cxx}, **common)]
-    return [
-        CUDAExtension(
+    if toolkit is not None:
+        with_cuda = CUDAExtension(
             'mmext._C',
             [*sources, f'{SOURCES}/cuda/neighborhood_cuda.cu'],
             include_dirs=include + toolkit[0],
             library_dirs=toolkit[1],
             define_macros=[('MMEXT_WITH_CUDA', None)],
-            extra_compile_args={'cxx': cxx, 'nvcc': ['-O3', '-std=c++17', '--expt-relaxed-constexpr']},
-            **common,
         )
-    ]
+        found.append(with_cuda)
+    return found
+
+
+def first_error(output: str) -> str | None:
+    """Return the first line of a build's output that names an error."""
+    return next((line.strip() for line in output.splitlines() if ERROR.search(line)), None)
+
+
+def complaint(compiler: list[str], program: str, flags: list[str]) -> str | None:
+    """Return why a compiler makes no shared library of a program, or None if it makes one."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, 'probe.cpp')
+        source.write_text(program)
+        command = [*compiler, '-shared', '-fPIC', *flags, str(source), '-o', str(source.with_suffix('.so'))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors='replace')
+        except OSError as error:
+            return f'{compiler[0]}: {error.strerror}'
+    if done.returncode == 0:
+        return None
+    return first_error(done.stdout + done.stderr) or f'{compiler[0]} ended with status {done.returncode}'
+
+
+def known_flags(compiler: list[str]) -> tuple[list[str], list[str]]:
+    """Return the flags for the kernels that a compiler knows, and its flags for threads; raises CannotBuildError."""
+    if reason := complaint(compiler, VECTORS, []):
+        raise CannotBuildError(
+            f'the compiler {shlex.join(compiler)} cannot build them ({reason}); set CXX to GCC or Clang'
+        )
+    known = FLAGS
+    if complaint(compiler, VECTORS, FLAGS):
+        known = [name for name in FLAGS if not complaint(compiler, VECTORS, [name])]
+    if reason := complaint(compiler, THREADS, OPENMP):
+        say(f'the CPU kernels will run on one thread, because {shlex.join(compiler)} has no OpenMP: {reason}')
+        return known, []
+    return known, OPENMP
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[str]]:
+    """Collect in a list what the process and its children print, and print it at the end."""
+    collected: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = [os.dup(1), os.dup(2)]
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield collected
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, original in enumerate(kept, start=1):
+                os.dup2(original, number)
+                os.close(original)
+            file.seek(0)
+            output = file.read()
+            collected.append(output.decode(errors='replace'))
+            with open(1, 'wb', closefd=False) as log:
+                log.write(output)
+
+
+def leave_out(reason: object) -> None:
+    """Say why there will be no native operators; raises SystemExit where they are required."""
+    if flag('MMEXT_REQUIRE_NATIVE'):
+        raise SystemExit(f'mmext: MMEXT_REQUIRE_NATIVE is set, and the native operators cannot be built: {reason}')
+    say(f'native operators left out, the pure-torch references will run: {reason}')
 
 
 def native() -> tuple[list, type[build_ext]]:
-    """Return the extensions and the command that builds them, or nothing and the reason in the log."""
+    """Return the extension and the command that builds it, or nothing and the reason in the log."""
+    for name in ('CC', 'CXX', 'TORCH_CUDA_ARCH_LIST'):
+        if not os.environ.get(name, '').strip():
+            os.environ.pop(name, None)  # torch takes an empty one for a choice
     try:
-        modules = extensions()
+        found = extensions()
     except CannotBuildError as reason:
-        say(f'native operators left out, the pure-torch references will run: {reason}')
+        leave_out(reason)
         return [], build_ext
 
-    from torch.utils.cpp_extension import BuildExtension
+    from torch.utils.cpp_extension import BuildExtension, get_cxx_compiler
 
     class BuildNative(BuildExtension):
-        """torch's builder, which a missing compiler or a failing build does not stop."""
+        """torch's builder. What does not build is left out: the CUDA kernels first, then all."""
 
         def build_extensions(self) -> None:
+            (extension,) = self.extensions
+            os.environ['LC_ALL'] = 'C'  # error messages are looked for in English
             try:
-                super().build_extensions()
-            except Exception as error:
-                if flag('MMEXT_REQUIRE_NATIVE'):
-                    raise
-                cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                say(f'native operators left out, the pure-torch references will run: the build failed ({cause})')
+                if self.compiler.compiler_type == 'msvc':
+                    raise CannotBuildError('MSVC does not know the vector types that the CPU kernels are written in')
+                flags, threads = known_flags(shlex.split(get_cxx_compiler()))
+            except CannotBuildError as reason:
                 self.extensions = []
+                leave_out(reason)
+                return
+            for choice in reversed(found):
+                vars(extension).update(vars(choice))
+                extension.extra_compile_args = {'cxx': flags + threads, 'nvcc': ['-O3', '--expt-relaxed-constexpr']}
+                extension.extra_link_args = threads
+                try:
+                    with recorded() as output:
+                        super().build_extensions()
+                    return
+                except Exception as error:
+                    cause = first_error(''.join(output)) or ' '.join(str(error).split()) or type(error).__name__
+                    reason = f'the build failed ({textwrap.shorten(cause, 300)})'
+                if choice is not found[0]:
+                    if flag('MMEXT_REQUIRE_NATIVE'):
+                        break
+                    say(f'CUDA kernels left out, the CPU kernels are built alone: {reason}')
+            self.extensions = []
+            leave_out(reason)
 
         def copy_extensions_to_source(self) -> None:
             if self.extensions:
                 super().copy_extensions_to_source()
 
-    return modules, BuildNative
+    return found[-1:], BuildNative
 
 
 class BuildPython(build_py):

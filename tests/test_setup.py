@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SWITCHES = ('FORCE_CUDA', 'MMEXT_SKIP_NATIVE', 'MMEXT_REQUIRE_NATIVE')
 
 
 @pytest.fixture
 def script(monkeypatch):
-    for name in ('FORCE_CUDA', 'MMEXT_SKIP_NATIVE', 'TORCH_CUDA_ARCH_LIST', 'MMEXT_REQUIRE_NATIVE'):
-        monkeypatch.delenv(name, raising=False)
+    for name in (*SWITCHES, 'TORCH_CUDA_ARCH_LIST', 'CC', 'CXX', 'LC_ALL'):
+        monkeypatch.setenv(name, '')  # what the script sets is undone after the test
+        monkeypatch.delenv(name)
     monkeypatch.chdir(ROOT)
     spec = importlib.util.spec_from_file_location('mmext_setup', ROOT / 'setup.py')
     module = importlib.util.module_from_spec(spec)
@@ -55,7 +59,7 @@ def test_cpu_build_by_default(script, monkeypatch):
     assert extension.name == 'mmext._C'
     assert not any(source.endswith('.cu') for source in extension.sources)
     assert all((ROOT / source).is_file() for source in extension.sources)
-    assert not any('march=native' in flag for flag in extension.extra_compile_args['cxx'])
+    assert not any('march=native' in flag for flag in script.FLAGS)
 
 
 def test_forced_cuda_on_a_cpu_torch_builds_for_the_cpu_and_says_so(script, monkeypatch, capsys):
@@ -82,27 +86,227 @@ def test_forced_cuda_finds_headers_libraries_and_architectures(script, monkeypat
     if Path(cpp_extension.CUDA_HOME).is_dir() and Path(torch.__file__).parents[1].joinpath('nvidia').is_dir():
         assert any((Path(folder) / 'cusparse.h').is_file() for folder in folders)
     assert script.os.environ['TORCH_CUDA_ARCH_LIST'] == '8.0;9.0+PTX'
-    script.os.environ.pop('TORCH_CUDA_ARCH_LIST')
 
 
-def test_a_failing_build_leaves_a_python_installation(script, monkeypatch, capsys):
+@pytest.mark.parametrize('value', ['', ' ', '7.5'])
+def test_an_empty_variable_counts_as_unset(script, monkeypatch, value):
+    import torch
+    from torch.utils import cpp_extension
+
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    monkeypatch.setattr(cpp_extension, 'CUDA_HOME', '/usr/local/cuda')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    for name in ('TORCH_CUDA_ARCH_LIST', 'CC', 'CXX'):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv('FORCE_CUDA', '1')
+    script.native()
+    assert script.os.environ['TORCH_CUDA_ARCH_LIST'] == (value.strip() or '8.0;9.0+PTX')
+    assert script.os.environ.get('CXX') == (value.strip() or None)
+
+
+# A compiler that complains of some arguments, and makes an empty file for others.
+COMPILER = """#!/bin/sh
+for argument; do
+    case "$argument" in
+        {refused}) echo "in passing" >&2; echo "{error}" >&2; echo "later: error: another" >&2; exit 1 ;;
+        -dumpfullversion) echo 12.2.0; exit ;;
+        --version) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit ;;
+    esac
+done
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then : >"$2"; fi
+    shift
+done
+"""
+
+
+@pytest.fixture
+def compiler(tmp_path):
+    """Return a function that makes a compiler, which ends with an error where an argument fits a pattern of the shell."""
+
+    def make(refused, error='fake: error: unsupported', name='g++'):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(COMPILER.format(refused=refused, error=error))
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+def test_a_compiler_gets_the_flags_that_it_knows(script, compiler, capsys):
+    assert script.known_flags([compiler('nothing')]) == (script.FLAGS, script.OPENMP)
+    assert not capsys.readouterr().out
+    flags, threads = script.known_flags([compiler('-g0|-ffp-*')])
+    assert flags == [flag for flag in script.FLAGS if flag not in ('-g0', '-ffp-contract=fast')]
+    assert threads == script.OPENMP
+
+
+def test_a_compiler_without_openmp_builds_for_one_thread_and_says_so(script, compiler, capsys):
+    flags, threads = script.known_flags([compiler('-fopenmp', "clang: error: unsupported option '-fopenmp'")])
+    assert (flags, threads) == (script.FLAGS, [])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert 'one thread' in line
+    assert "unsupported option '-fopenmp'" in line
+
+
+@pytest.mark.parametrize(
+    ('command', 'says'),
+    [(['/nowhere/c++'], 'No such file'), (['false'], 'ended with status 1'), (['false', '-x'], 'false -x')],
+)
+def test_a_compiler_that_cannot_build_is_named(script, command, says):
+    with pytest.raises(script.CannotBuildError, match=says):
+        script.known_flags(command)
+
+
+@pytest.mark.parametrize(
+    ('before', 'line', 'after'),
+    [
+        ('In file included from a.h:1:\na.cpp:3:9: warning: unused [-Wall]', 'a.cpp:4:1: error: no x', 'b: error: y'),
+        ('', 'binding.cpp:3:10: fatal error: Python.h: No such file or directory', 'compilation terminated.'),
+        ('kernels.cpp', 'kernels.h(14): error C2065: undeclared', ''),
+        ('', 'LINK : fatal error LNK1181: cannot open input file', ''),
+        ('', 'k.cu(3): error: identifier "x" is undefined', '1 error detected'),
+        ('', "nvcc fatal   : Unsupported gpu architecture 'compute_1'", ''),
+        ('[1/2] c++ -Werror=format -c a.cpp', '/bin/sh: 1: c++: not found', 'ninja: build stopped'),
+        ('a.o: in function f:', 'a.cpp:(.text+0x1): undefined reference to `g()', 'collect2: error: ld'),
+        ('', '/usr/bin/ld: cannot find -lcudart', 'collect2: error: ld returned 1 exit status'),
+        ('', 'c++: fatal error: Killed signal terminated program cc1plus', ''),
+        ('UserWarning: Error checking compiler version', None, 'RuntimeError was here'),
+    ],
+)
+def test_the_first_error_of_a_log(script, before, line, after):
+    assert script.first_error(f'{before}\n{line or ""}\n{after}\n') == line
+
+
+def build(script, tmp_path):
+    """Run the build of the extension as an installation does; return its command and whether it made a library."""
     from setuptools import Distribution
-    from torch.utils.cpp_extension import BuildExtension
 
-    def fail(self):
-        raise RuntimeError('c++: not found\nand more')
-
-    monkeypatch.setattr(BuildExtension, 'build_extensions', fail)
     modules, builder = script.native()
     command = builder(Distribution({'name': 'mmext', 'ext_modules': modules}))
+    command.build_lib, command.build_temp = str(tmp_path / 'lib'), str(tmp_path / 'temp')
+    command.ensure_finalized()
+    command.run()
+    return command, any((tmp_path / 'lib').rglob('_C*'))
+
+
+@pytest.fixture
+def cuda(monkeypatch, compiler, tmp_path):
+    """Let torch see a toolkit whose nvcc does not know the kernels, but no GPU."""
+    import torch
+    from torch.utils import cpp_extension
+
+    compiler('*neighborhood_cuda*', 'kernel.cu(3): error: no such thing', 'bin/nvcc')
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(cpp_extension, 'CUDA_HOME', str(tmp_path))
+    monkeypatch.setenv('FORCE_CUDA', '1')
+
+
+def test_a_failing_cuda_build_leaves_the_cpu_kernels(script, monkeypatch, compiler, tmp_path, cuda, capfd):
+    for name in ('CC', 'CXX'):
+        monkeypatch.setenv(name, compiler('nothing'))
+    command, built = build(script, tmp_path)
+    assert built
+    assert not any(source.endswith('.cu') for source in command.extensions[0].sources)
+    assert 'MMEXT_WITH_CUDA' not in dict(command.extensions[0].define_macros)
+    assert 'cudart' not in command.extensions[0].libraries
+    (line,) = (text for text in capfd.readouterr().out.splitlines() if 'left out' in text)
+    assert 'CUDA kernels left out' in line
+    assert 'kernel.cu(3): error: no such thing' in line
+
+
+def test_a_cuda_of_another_version_leaves_the_cpu_kernels(script, monkeypatch, compiler, tmp_path, cuda, capfd):
+    import torch
+
+    monkeypatch.setattr(torch.version, 'cuda', '11.8')
+    for name in ('CC', 'CXX'):
+        monkeypatch.setenv(name, compiler('nothing'))
+    assert build(script, tmp_path)[1]
+    (line,) = (text for text in capfd.readouterr().out.splitlines() if 'left out' in text)
+    assert 'mismatches the version' in line
+
+
+@pytest.mark.parametrize('force', ['0', '1'])
+def test_required_kernels_that_do_not_build_are_an_error(script, monkeypatch, compiler, tmp_path, cuda, force):
+    monkeypatch.setenv('MMEXT_REQUIRE_NATIVE', '1')
+    monkeypatch.setenv('FORCE_CUDA', force)
+    for name in ('CC', 'CXX'):
+        monkeypatch.setenv(name, compiler('*binding.cpp' if force == '0' else 'nothing', 'binding.cpp: error: first'))
+    with pytest.raises(SystemExit, match='kernel.cu' if force == '1' else 'binding.cpp: error: first'):
+        build(script, tmp_path)
+
+
+@pytest.mark.parametrize(('variable', 'says'), [('MMEXT_SKIP_NATIVE', 'SKIP_NATIVE'), ('FORCE_CUDA', 'a CPU build')])
+def test_required_kernels_that_cannot_be_built_are_an_error(script, monkeypatch, variable, says):
+    import torch
+
+    monkeypatch.setattr(torch.version, 'cuda', None)
+    monkeypatch.setenv('MMEXT_REQUIRE_NATIVE', '1')
+    monkeypatch.setenv(variable, '1')
+    with pytest.raises(SystemExit, match=says):
+        script.native()
+
+
+@pytest.mark.parametrize('refused', ['*binding.cpp', '*'])
+def test_a_failing_build_leaves_a_python_installation(script, monkeypatch, compiler, tmp_path, capfd, refused):
+    for name in ('CC', 'CXX'):
+        monkeypatch.setenv(name, compiler(refused, 'binding.cpp:1:1: error: first'))
+    command, built = build(script, tmp_path)
+    assert command.extensions == []
+    assert not built
+    command.copy_extensions_to_source()
+    (line,) = (text for text in capfd.readouterr().out.splitlines() if 'left out' in text)
+    assert 'the pure-torch references will run' in line
+    assert 'binding.cpp:1:1: error: first' in line
+
+
+def test_msvc_leaves_a_python_installation(script, monkeypatch, capsys):
+    from setuptools import Distribution
+
+    modules, builder = script.native()
+    command = builder(Distribution({'name': 'mmext', 'ext_modules': modules}))
+    command.compiler = type('Compiler', (), {'compiler_type': 'msvc'})()
     command.extensions = modules
     command.build_extensions()
     assert command.extensions == []
-    (line,) = (text for text in capsys.readouterr().out.splitlines() if 'left out' in text)
-    assert 'c++: not found' in line
-    monkeypatch.setenv('MMEXT_REQUIRE_NATIVE', '1')
-    with pytest.raises(RuntimeError, match='not found'):
-        command.build_extensions()
+    assert 'MSVC does not know' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('condition', 'std'), [('201703L', 17), ('202002L', 20), ('202302L', 23), (None, 17)])
+def test_compilers_of_the_version_that_torch_asks_for(monkeypatch, tmp_path, condition, std):
+    header = tmp_path / 'torch' / 'include' / 'ATen' / 'ATen.h'
+    header.parent.mkdir(parents=True)
+    (tmp_path / 'torch' / '__init__.py').touch()
+    header.write_text(f'#if !defined(_MSC_VER) && __cplusplus < {condition}\n#endif\n' if condition else '')
+    compilers = tmp_path / 'two words'
+    compilers.mkdir()
+    for name, value in {'PYTHONPATH': tmp_path, 'CXX': 'echo', 'PYTORCH_NVCC': '/bin/echo'}.items():
+        monkeypatch.setenv(name, str(value))
+    subprocess.run([ROOT / 'tools' / 'misc' / 'torch_std.sh', sys.executable, compilers], check=True)
+    given = ['-O2', '-std=c++17', 'a b.cpp', '-std=c++14', '-o', 'a.o']
+    for name in ('c++', 'nvcc'):
+        passed = subprocess.run([compilers / name, *given], check=True, capture_output=True, text=True).stdout
+        assert passed.rstrip() == f'-O2 a b.cpp -o a.o -std=c++{std}'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        ((), 'usage: '),
+        (('nope', 'venv'), r'STACK must be one of: latest onedl openmmlab, got .nope.'),
+        (('..', 'venv'), 'STACK must be one of: '),
+        (('latest', 'tests'), r'VENV is a folder of other things \(tests\)'),
+        (('latest', '/proc/venv'), 'cannot write to /proc/venv; choose another folder with VENV'),
+    ],
+)
+def test_the_set_up_refuses_before_it_starts(arguments, says):
+    run = subprocess.run([ROOT / 'tools' / 'misc' / 'setup_env.sh', *arguments], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert not run.stdout
+    (line,) = run.stderr.splitlines()
+    assert re.match(says, line)
 
 
 @pytest.mark.parametrize('editable', [False, True])
