@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 from mmext.hosts import HOSTS
@@ -91,9 +93,14 @@ def _mmcv_ops() -> tuple[list[str], list[str]]:
         importlib.import_module('mmcv._ext')
     except ImportError as error:
         reason = 'mmcv was built without ops' if isinstance(error, ModuleNotFoundError) else str(error)
+        installed = packages_distributions().get('mmcv', ())
+        name = next((name for name in HOSTS['mmcv'] if name in installed), HOSTS['mmcv'][0])
         return (
             [f'mmcv ops    missing: {reason}'],
-            [f'{reason}; build it from source: MMCV_WITH_OPS=1 pip install --no-cache-dir --no-build-isolation mmcv'],
+            [
+                f'{reason}; build it from source: MMCV_WITH_OPS=1 pip install --no-cache-dir --no-build-isolation '
+                f'--force-reinstall --no-deps {name}, with CXX from tools/misc/torch_std.sh if torch asks for a newer C++'
+            ],
         )
     return ['mmcv ops    compiled'], []
 
@@ -127,8 +134,9 @@ def _components() -> list[str]:
     return ['components', *(f'  {line}' for line in lines)]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; return 1 if there is a problem."""
+    argparse.ArgumentParser('python -m mmext.doctor', description=__doc__.partition(': ')[2]).parse_args(argv)
     report, problems = diagnose()
     sys.stdout.write('\n'.join(report) + '\n')
     if problems:

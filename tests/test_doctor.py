@@ -49,7 +49,7 @@ def line_of(report, start):
 
 
 def test_this_environment_is_sound(capsys):
-    assert doctor.main() == 0
+    assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert 'problems' not in out
     for name in ('torch', *doctor.HOSTS):
@@ -64,8 +64,16 @@ def test_this_environment_is_sound(capsys):
 
 def test_problems_are_printed_and_change_the_exit_code(monkeypatch, capsys):
     monkeypatch.setattr(doctor, 'diagnose', lambda: (['report'], ['this is wrong; do that']))
-    assert doctor.main() == 1
+    assert doctor.main([]) == 1
     assert capsys.readouterr().out == 'report\nproblems\n  - this is wrong; do that\n'
+
+
+@pytest.mark.parametrize('argument', ['--foo', 'foo'])
+def test_an_argument_is_refused(argument, capsys):
+    with pytest.raises(SystemExit) as caught:
+        doctor.main([argument])
+    assert caught.value.code == 2
+    assert f'unrecognized arguments: {argument}' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', ['mmdet', 'mmseg', 'mmpretrain'])
@@ -108,11 +116,13 @@ def test_mmcv_built_for_another_torch(ill):
     assert 'MMCV_WITH_OPS=1 pip install --no-cache-dir' in the_only(problems)
 
 
-def test_mmcv_without_operators(ill):
-    report, problems = ill({'mmcv._ext': missing('mmcv._ext')})
+@pytest.mark.parametrize('distributions', [ONEDL, OPENMMLAB])
+def test_mmcv_without_operators(distributions, ill):
+    report, problems = ill({'mmcv._ext': missing('mmcv._ext')}, distributions, {'torch': '2.5.1'})
     assert line_of(report, 'mmcv ops') == 'mmcv ops    missing: mmcv was built without ops'
     assert 'mmcv was built without ops; ' in the_only(problems)
     assert 'MMCV_WITH_OPS=1' in problems[0]
+    assert f' {distributions["mmcv"][0]}, ' in problems[0]
     assert 'components' in report
 
 
