@@ -13,7 +13,7 @@ DEMO_EPOCHS ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-setup: ## virtual environment, pinned packages, mmext's extension (STACK=onedl or openmmlab)
+setup: ## virtual environment, pinned packages, mmext's extension (STACK=onedl, openmmlab or latest)
 	@tools/misc/setup_env.sh $(STACK) $(VENV)
 
 demo: setup ## data, then train, test, deploy and draw (TASK=det, seg, sagd or inr); what is done is skipped
