@@ -13,8 +13,8 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from mmext.contracts import FitsWhole, StartsFromKernel, find, optional_state
 from mmext.errors import CheckpointError
-from mmext.norms.position_norm import frozen_names
 
 __all__ = ['compare', 'load_all', 'newest_loadable', 'read_checkpoint', 'state_dict_of', 'unwrap']
 
@@ -99,16 +99,11 @@ def compare(saved: dict[str, Tensor], model: nn.Module, what: str, logger: loggi
     own = model.state_dict()
     _refuse_unfolded(saved, own)
     # Layers that keep no kernel and yet start from a plain one: they take it, and their own keys are not missed.
-    takers = {
-        f'{name}.'
-        for name, m in model.named_modules()
-        if getattr(m, 'loads_kernel', False) and f'{name}.weight' in saved
-    }
+    takers = {f'{name}.' for name, m in find(model, StartsFromKernel) if m.loads_kernel and f'{name}.weight' in saved}
     takers = {p for p in takers if not any(k in saved for k in own if k.startswith(p) and k != f'{p}bias')}
     own = {k: v for k, v in own.items() if not any(k.startswith(p) and k != f'{p}bias' for p in takers)}
     own |= {f'{p}weight': saved[f'{p}weight'] for p in takers}
-    # Norms over positions have statistics only while they are frozen, and take saved ones.
-    own |= {k: saved[k] for k in frozen_names(model) if k in saved}
+    own |= {k: saved[k] for k in optional_state(model) if k in saved}
     loaded = [k for k in own if k in saved and _fits(saved[k], own[k])]
     missing = [k for k in own if k not in saved and not k.endswith('num_batches_tracked')]
     unexpected = [k for k in saved if k not in own]
@@ -118,7 +113,7 @@ def compare(saved: dict[str, Tensor], model: nn.Module, what: str, logger: loggi
             f'{what}: no tensor fits ({_named(unexpected or shapes)} in the checkpoint, '
             f'{_named(missing or shapes)} in the model); it belongs to another model, check config, checkpoint and prefix'
         )
-    if getattr(model, 'fits_whole', False) and (missing or unexpected or shapes):
+    if isinstance(model, FitsWhole) and model.fits_whole and (missing or unexpected or shapes):
         raise CheckpointError(
             f'{what} fits {type(model).__name__} in part only: {_named(missing)} missing, {_named(unexpected)} unexpected, '
             f'{_named(shapes)} of another shape; use the config that it was trained with'

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,15 +18,17 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmext.checkpoints import read_checkpoint
+from mmext.contracts import HasOpenChoices
 from mmext.errors import CheckpointError, UsageError
+from mmext.folding import resolve
 
 __all__ = [
     'add_common_arguments',
     'build_runner',
-    'choose_frequencies',
     'leave_group',
     'load_config',
     'parse',
+    'prepare',
     'read_config',
     'run',
     'use_checkpoint',
@@ -112,20 +115,19 @@ def use_checkpoint(cfg: Config, path: str) -> None:
     cfg.load_from = path
 
 
-def choose_frequencies(cfg: Config, checkpoint: str | None = None) -> None:
-    """Settle what a coordinate network leaves to be chosen from its signal; with the weights of a checkpoint goes its choice.
+def prepare(cfg: Config, checkpoint: str | None = None) -> None:
+    """Fill in the values that the config leaves open. With a checkpoint, take those that it was trained with.
 
     Raises:
         UsageError: If the checkpoint does not tell what was chosen, or the choice cannot be made.
     """
-    from mmext.inr.fresh import open_frequencies, settle_frequencies
-
-    try:
-        if any(open_frequencies(cfg.model.to_dict())):
-            init_default_scope(cfg.get('default_scope', 'mmengine'))
-            settle_frequencies(cfg, None if checkpoint is None else read_checkpoint(checkpoint))
-    except ValueError as refusal:
-        raise UsageError(str(refusal)) from refusal
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    model = resolve(cfg.model)
+    if isinstance(model, HasOpenChoices):
+        try:
+            model.prepare(cfg, None if checkpoint is None else partial(read_checkpoint, checkpoint))
+        except ValueError as refusal:
+            raise UsageError(str(refusal)) from refusal
 
 
 def build_runner(cfg: Config) -> Runner:

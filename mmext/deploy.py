@@ -12,9 +12,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmext.checkpoints import load_all
+from mmext.contracts import HasDeployedConfig, optional_state
 from mmext.export import comparable, example_inputs, max_relative_error, outputs_of
 from mmext.folding import fold, folds_to_plain, resolve
-from mmext.norms.position_norm import frozen_names
 from mmext.surgery import swap_layers, unwrapped
 
 __all__ = ['deploy']
@@ -109,9 +109,8 @@ def _by_component(model_cfg: Mapping, weights: Mapping[str, Tensor], fuse_bn: bo
 def _shapes(cfg: Mapping, weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Return the shapes of the state of the model that ``cfg`` builds, once it has loaded ``weights``."""
     model = _build(cfg)
-    # A fresh norm has no frozen statistics, and takes those that are saved.
-    frozen = {k: weights[k].shape for k in frozen_names(model) if k in weights}
-    return {**{k: v.shape for k, v in model.state_dict().items()}, **frozen}
+    optional = {k: weights[k].shape for k in optional_state(model) if k in weights}
+    return {**{k: v.shape for k, v in model.state_dict().items()}, **optional}
 
 
 def _part(shapes: Mapping[str, torch.Size], name: str) -> dict[str, torch.Size]:
@@ -132,7 +131,7 @@ def _stock_form(cfg: Any, fuse_bn: bool) -> Any:
         k: None if k in ('conv_cfg', 'dcn') and folds_to_plain(v) else _stock_form(v, fuse_bn) for k, v in cfg.items()
     }
     cls = resolve(cfg)
-    if hasattr(cls, 'deployed_cfg'):
+    if isinstance(cls, HasDeployedConfig):
         return cls.deployed_cfg(cfg, fuse_bn)
     if cfg.get('dcn', 0) is None and 'stage_with_dcn' in cfg:
         cfg['stage_with_dcn'] = (False,) * len(cfg['stage_with_dcn'])

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmext.contracts import MakesInputs
+
 __all__ = ['TensorMode', 'comparable', 'example_inputs', 'export_onnx', 'max_relative_error', 'outputs_of']
 
 
@@ -19,7 +21,7 @@ class TensorMode(nn.Module):
     This is what is compared before and after folding, and what exporters and compilers take.
 
     Args:
-        model: The model, of any host, or one over coordinates.
+        model: The model, of any host, or one that makes its own inputs.
         inputs: Images, (N, 3, H, W), whose number and size all later calls have, or what :func:`example_inputs` gives.
     """
 
@@ -50,17 +52,13 @@ class TensorMode(nn.Module):
 
 
 def example_inputs(model: nn.Module, height: int, width: int) -> Tensor:
-    """Return inputs to try ``model`` out on: what its own ``example_inputs(height, width)`` gives, else two images of noise.
+    """Return inputs to try ``model`` out on: its own, if it is a :class:`mmext.contracts.MakesInputs`, else two images.
 
-    A model over coordinates has that method, see :class:`mmext.SignalModel`.
+    The images are noise.
     """
-    if _takes_coordinates(model):
-        return model.example_inputs(height, width)  # type: ignore[operator]
+    if isinstance(model, MakesInputs):
+        return model.example_inputs(height, width)
     return torch.randn(2, 3, height, width, generator=torch.Generator('cpu').manual_seed(0))
-
-
-def _takes_coordinates(model: nn.Module) -> bool:
-    return callable(getattr(model, 'example_inputs', None))
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -74,8 +72,8 @@ def export_onnx(model: nn.Module, inputs: Tensor, path: str | PathLike) -> float
 
     Args:
         model: A model in eval mode.
-        inputs: Images, (N, 3, H, W); the file is for this size, and any N where the model allows it. For a model over
-            coordinates what :func:`example_inputs` gives, (1, H, W, d); the file is for any H and W.
+        inputs: Images, (N, 3, H, W); the file is for this size, and any N where the model allows it. For a model that
+            makes its own what :func:`example_inputs` gives, with the axes free that it names.
         path: File to write.
 
     Returns:
@@ -94,7 +92,8 @@ def export_onnx(model: nn.Module, inputs: Tensor, path: str | PathLike) -> float
     expected = outputs_of(model, inputs)
     if any(t.is_complex() for t in (*model.parameters(), *expected)):
         raise RuntimeError(f'ONNX has no complex numbers, and {type(model).__name__} computes with them')
-    name, axes = ('coords', {1: 'height', 2: 'width'}) if _takes_coordinates(model) else ('images', {0: 'batch'})
+    own = isinstance(model, MakesInputs)
+    name, axes = (model.input_name, dict(model.input_axes)) if own else ('images', {0: 'batch'})
     # The exporter by tracing is in every supported torch; newer ones must be told so, older ones do not know the word.
     by_tracing: dict[str, Any] = (
         dict(dynamo=False) if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}

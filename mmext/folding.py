@@ -13,10 +13,10 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmext.contracts import Folds, FusesNorms, IsAffine, SwitchesToDeploy
 from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
 from mmext.convs.reparam import bn_affine
-from mmext.norms.position_norm import PositionNorm
 from mmext.registry import MODELS
 from mmext.surgery import build_wrapped
 
@@ -58,12 +58,11 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
 def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Return the scale and shift, (C,) each, that a norm applies in eval mode, None where it is no such map.
 
-    Batch norms with running statistics are, and norms over positions that say so, see
-    :meth:`mmext.norms.PositionNorm.affine`.
+    Batch norms with running statistics are, and norms that say so, see :class:`mmext.contracts.IsAffine`.
     """
     if isinstance(norm, _BatchNorm):
         return None if norm.running_mean is None else bn_affine(norm)
-    return norm.affine() if isinstance(norm, PositionNorm) else None
+    return norm.affine() if isinstance(norm, IsAffine) else None
 
 
 @torch.no_grad()
@@ -76,13 +75,12 @@ def fuse_affine(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor) -> N
 
 def _fuse_norms(module: nn.Module) -> None:
     """Fuse as mmcv's ``fuse_conv_bn`` does, but leave the norm behind a layer that keeps generating its kernel."""
-    own = getattr(module, 'fuse_norms', None)
-    if callable(own):
-        own()
+    if isinstance(module, FusesNorms):
+        module.fuse_norms()
         return
     conv = None
     for name, child in module.named_children():
-        if isinstance(child, (_BatchNorm, PositionNorm)):
+        if isinstance(child, (_BatchNorm, IsAffine)):
             affine = None if conv is None else norm_affine(child)
             if conv is not None and affine is not None:
                 fuse_affine(conv, *affine)
@@ -98,11 +96,10 @@ def _fold(module: nn.Module, done: dict[int, nn.Module], in_switched: bool) -> n
     if id(module) in done:
         return done[id(module)]
     result = module
-    folding, switch = getattr(module, 'fold', None), getattr(module, 'switch_to_deploy', None)
-    if callable(folding) and getattr(module, 'fold_in_deploy', True):
-        result = folding()
-    elif callable(switch) and not in_switched and not type(module).__module__.startswith('mmext.'):
-        switch()
+    if isinstance(module, Folds) and getattr(module, 'fold_in_deploy', True):
+        result = module.fold()
+    elif isinstance(module, SwitchesToDeploy) and not in_switched and not type(module).__module__.startswith('mmext.'):
+        module.switch_to_deploy()
         in_switched = True
     # The replaced module is kept alive in the table: its id must not be given to another while the walk goes on.
     done[id(module)] = done[id(result)] = result

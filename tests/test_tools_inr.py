@@ -18,7 +18,7 @@ CN = dict(type='mmext.CoordMLP', width=12, depth=3, norm_cfg=dict(type='mmext.Cr
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('compression_report', TOOLS / 'compression_report.py')
+    spec = importlib.util.spec_from_file_location('compression_inr', TOOLS / 'compression_inr.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -157,5 +157,5 @@ def test_mistakes_are_said_in_a_sentence(tool, trained, tmp_path):
     with pytest.raises(UsageError, match=r'missing\.py does not exist'):
         tool.main([str(tmp_path / 'missing.py'), paths[1]])
     (tmp_path / 'other.py').write_text("model = dict(type='mmext.CoordMLP')\n")
-    with pytest.raises(UsageError, match=r'^compression_report serves .* the model of .*other\.py is a CoordMLP'):
+    with pytest.raises(UsageError, match=r'^compression_inr serves .* the model of .*other\.py is a CoordMLP'):
         tool.main([str(tmp_path / 'other.py'), paths[1]])

@@ -90,14 +90,6 @@ PICTURE = Job('picture', 'inr/picture_astronaut.py', **SIGNAL)
 CT = Job('ct', 'inr/ct_phantom.py', **SIGNAL)
 MRI = Job('mri', 'inr/mri_phantom.py', **SIGNAL)
 
-#: The chains of trainings of each task, run side by side. What the first one ends with is deployed and drawn.
-TASKS = {
-    'det': [[DIGITS, REFOCUS, DETECTOR], [STOCK_DIGITS, STOCK_DETECTOR]],
-    'seg': [[DIGITS, REFOCUS, SEGMENTOR]],
-    'sagd': [[DIGITS, REFOCUS, SAGD_DETECTOR]],
-    'inr': [[MRI, PICTURE], [CT]],
-}
-
 
 @dataclass
 class Chain:
@@ -266,46 +258,72 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('task', choices=list(TASKS))
     parser.add_argument('--epochs', type=int, help='train every job that short, to see that it runs')
     args = parser.parse_args(argv)
+    if args.epochs is not None and args.epochs < 1:
+        parser.error(f'--epochs must be 1 or more, got {args.epochs}')
     begin = time.monotonic()
     os.chdir(ROOT)
     # A shortened demo keeps to itself: its results are never taken for those of the whole one.
     work = WORK if args.epochs is None else WORK.with_name(f'{WORK.name}_{args.epochs}_epochs')
-    jobs, *others = TASKS[args.task]
+    task = TASKS[args.task]
+    jobs, *others = task.chains
     threads = max((os.cpu_count() or 1) // (1 + len(others)), 1)
     main_chain = Chain(jobs, work, threads)
     chains = [main_chain, *(Chain(c, work, threads, work / f'{c[-1].name}.log') for c in others)]
     try:
-        if args.task != 'inr':
+        if task.scenes:
             main_chain.tool('tools/dataset_converters/digit_scenes.py')
         with ThreadPoolExecutor(len(chains)) as pool:
             done = list(pool.map(lambda chain: chain.run(args.epochs), chains))
         results = {name: metrics for chain in done for name, metrics in chain.items()}
-        finish(args.task, main_chain, results)
+        finish(args.task, task, main_chain, results)
     except RuntimeError as failure:
         sys.exit(str(failure))
     say(f'This run took {(time.monotonic() - begin) / 60:.1f} minutes.')
 
 
-def finish(task: str, chain: Chain, results: dict[str, dict[str, float]]) -> None:
+def finish(name: str, task: Task, chain: Chain, results: dict[str, dict[str, float]]) -> None:
     """Deploy the last model of a chain, test what was deployed, draw its predictions, and write the table."""
     main_job = chain.jobs[-1]
     deployed = chain.work / f'{main_job.name}_deployed'
     model = deployed / 'model.pth'
     if not model.exists():
         chain.tool('tools/deploy.py', *main_job.trained(chain.work), model, '--fuse-bn')
-    test, picture = deployed / 'test', chain.work / f'{task}.png'
-    if task == 'inr':
-        results[deployed.name] = chain.test(model.with_suffix('.py'), model, test)
-        stack([chain.work / name / 'test/pictures/test.png' for name in results if name != deployed.name], picture)
+    trained = list(results)
+    out = [] if task.predictions is None else ['--out', deployed / task.predictions, '--force']
+    results[deployed.name] = chain.test(model.with_suffix('.py'), model, deployed / 'test', *out)
+    picture = chain.work / f'{name}.png'
+    if task.scenes is None or task.predictions is None:
+        stack([chain.work / job / 'test/pictures/test.png' for job in trained], picture)
     else:
-        is_map = main_job is SEGMENTOR
-        predictions = deployed / ('maps' if is_map else 'predictions.pkl')
-        results[deployed.name] = chain.test(model.with_suffix('.py'), model, test, '--out', predictions, '--force')
-        sheet(maps_of(predictions) if is_map else boxes_of(predictions), picture)
+        sheet(task.scenes(deployed / task.predictions), picture)
 
-    summary = chain.work / f'{task}.md'
+    summary = chain.work / f'{name}.md'
     summary.write_text(table(results) + '\n')
     say(f'\n{summary.read_text()}\nTruth beside predictions: {picture}; this table: {summary}')
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the demo can do.
+
+    Args:
+        chains: Trainings, the chains side by side. What the first one ends with is deployed and drawn.
+        predictions: Where its test writes what it predicts on the scenes; None where the jobs need no scenes and draw
+            themselves.
+        scenes: Reads these predictions, as pairs of drawings.
+    """
+
+    chains: list[list[Job]]
+    predictions: str | None = None
+    scenes: Callable[[Path], list[tuple[Path, Drawing, Drawing]]] | None = None
+
+
+TASKS = {
+    'det': Task([[DIGITS, REFOCUS, DETECTOR], [STOCK_DIGITS, STOCK_DETECTOR]], 'predictions.pkl', boxes_of),
+    'seg': Task([[DIGITS, REFOCUS, SEGMENTOR]], 'maps', maps_of),
+    'sagd': Task([[DIGITS, REFOCUS, SAGD_DETECTOR]], 'predictions.pkl', boxes_of),
+    'inr': Task([[MRI, PICTURE], [CT]]),
+}
 
 
 if __name__ == '__main__':

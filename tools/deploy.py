@@ -11,6 +11,7 @@ import argparse
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from torch import nn
 import mmext
 from mmext import cli
 from mmext.checkpoints import read_checkpoint, state_dict_of
+from mmext.contracts import MakesInputs, WarnsOnDeploy, find
 from mmext.deploy import deploy
 from mmext.errors import UsageError
 from mmext.export import example_inputs, export_onnx, outputs_of
-from mmext.norms import PositionNorm
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs=2,
         default=(128, 128),
         metavar=('H', 'W'),
-        help='size of the test input, two images of noise, or the grid of a coordinate network',
+        help='size of the test input: two images of noise, or what the model makes for that size',
     )
     parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference that is accepted')
     parser.add_argument('--onnx', action='store_true', help='also write OUT.onnx and compare it in onnxruntime')
@@ -74,15 +75,16 @@ def slow_on_cpu(model: nn.Module) -> int:
     return sum(m.groups == m.in_channels == m.out_channels and min(m.kernel_size) >= 15 for m in plain)
 
 
-def of_the_batch(model: nn.Module) -> int:
-    """Count the norms over positions that have no frozen statistics."""
-    return sum(isinstance(m, PositionNorm) and not m.frozen for m in model.modules())
+def warnings(model: nn.Module) -> list[str]:
+    """Return what parts of the model have to say about being deployed, each reason with its count."""
+    reasons = Counter(m.deploy_warning() for _, m in find(model, WarnsOnDeploy))
+    return [f'{count} {reason}' for reason, count in reasons.items() if reason]
 
 
 def why_no_onnx(model: nn.Module) -> str:
     """Return what to do about a model that the exporter refuses."""
-    if hasattr(model, 'example_inputs'):
-        return 'a coordinate network is exported without mmext.WaveletActivation and operators on complex images'
+    if isinstance(model, MakesInputs):
+        return model.export_hint
     return (
         'where a model pools to fixed sizes, as PSPNet and UPerNet do, choose a --shape whose maps these divide, such as '
         '192 192'
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    cli.choose_frequencies(cfg, args.checkpoint)
+    cli.prepare(cfg, args.checkpoint)
     checkpoint = read_checkpoint(args.checkpoint)
     state_dict = state_dict_of(checkpoint)
 
@@ -139,11 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             'layout; for such a machine wrap the component in mmext.swap_layers with '
             "rules=[dict(depthwise=True, to=dict(type='mmext.DepthwiseConv2d'))], the same checkpoint loads"
         )
-    if unfrozen := of_the_batch(folded):
-        print(
-            f'{unfrozen} norms have no frozen statistics, so that the value at a position depends on which others are '
-            'evaluated with it; train with mmext.SignalHook, which saves them'
-        )
+    for warning in warnings(folded):
+        print(warning)
     if args.onnx:
         try:
             error = export_onnx(folded, inputs, out.with_suffix('.onnx'))

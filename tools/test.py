@@ -1,4 +1,4 @@
-"""Test a checkpoint of any model of mmdet, mmseg or mmpretrain, with or without parts of mmext, or of a coordinate network."""
+"""Test a checkpoint of any model of mmdet, mmseg or mmpretrain, with or without parts of mmext."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
 from mmext import cli
+from mmext.contracts import ShowsPredictions
 from mmext.errors import UsageError
+from mmext.folding import resolve
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg = cli.load_config(args)
     cfg.resume = False
     cli.use_checkpoint(cfg, args.checkpoint)
-    cli.choose_frequencies(cfg, args.checkpoint)
+    cli.prepare(cfg, args.checkpoint)
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:
@@ -71,14 +73,10 @@ def dump_class(cfg: Config) -> type[DumpResults]:
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Switch the host's visualization hook on; each host has its own arguments for that."""
     scope, hook = cfg.get('default_scope'), (cfg.get('default_hooks') or {}).get('visualization')
-    if pictures := [h for h in cfg.get('custom_hooks') or [] if h['type'] == 'mmext.SignalPictureHook']:
-        pictures[0].out_dir = folder
+    model = resolve(cfg.model)
+    if isinstance(model, ShowsPredictions):
+        model.show_predictions(cfg, folder)
         return
-    if cfg.model.get('type') == 'mmext.SignalModel':
-        raise UsageError(
-            "--show-dir needs dict(type='mmext.SignalPictureHook') in the custom_hooks of a coordinate network; the config "
-            'lacks it, start from configs/inr/_base_/runtime.py'
-        )
     if not hook or (scope == 'mmseg' and not cfg.get('visualizer')):
         raise UsageError(
             "--show-dir needs the host's visualization hook in default_hooks, and in mmseg a visualizer; the config lacks "

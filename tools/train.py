@@ -1,4 +1,4 @@
-"""Train any model of mmdet, mmseg or mmpretrain, with or without parts of mmext, or a coordinate network, from a config."""
+"""Train any model of mmdet, mmseg or mmpretrain, with or without parts of mmext, from a config."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> Runner:
         enable_auto_scale_lr(cfg)
     keep_one_spare(cfg)
     choose_start(cfg, args.resume)
-    cli.choose_frequencies(cfg, cfg.get('load_from'))
+    cli.prepare(cfg, cfg.get('load_from'))
     runner = cli.build_runner(cfg)
     runner.train()
     cli.leave_group()

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmext.checkpoints import unwrap
+from mmext.contracts import Projects, find
 from mmext.registry import HOOKS
 
 __all__ = ['ProjectionHook']
@@ -27,12 +28,12 @@ class ProjectionHook(Hook):
     priority = 'HIGH'
 
     def __init__(self) -> None:
-        self._modules: list[Any] = []
+        self._modules: list[Projects] = []
 
     def before_train(self, runner: Runner) -> None:
         """Find the modules; a checkpoint, too, may have brought parameters from outside."""
         model = unwrap(runner.model)
-        self._modules = [m for m in model.modules() if callable(getattr(m, 'project_parameters', None))]
+        self._modules = [m for _, m in find(model, Projects)]
         if not self._modules:
             raise ValueError(
                 f'ProjectionHook found no module with project_parameters() in {type(model).__name__}; remove it from '

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmext.checkpoints import unwrap
+from mmext.inr.signal_model import SignalModel
 from mmext.registry import HOOKS
 
 __all__ = ['SignalHook']
@@ -58,7 +59,7 @@ class SignalHook(Hook):
     @staticmethod
     def _model(runner: Runner) -> Any:
         model: Any = unwrap(runner.model)
-        if not (hasattr(model, 'describe') and hasattr(model, 'freeze_stats')):
+        if not isinstance(model, SignalModel):
             raise TypeError(f'SignalHook serves a mmext.SignalModel, got {type(model).__name__}; remove the hook')
         return model
 

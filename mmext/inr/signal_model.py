@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from mmext.contracts import DescribesSignal
+from mmext.errors import UsageError
 from mmext.inr.base import at_least_float32, full_precision
 from mmext.inr.compression import stored_bits
+from mmext.inr.fresh import open_frequencies, settle_frequencies
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.operators import IdentityOperator
 from mmext.registry import MODELS
@@ -87,6 +91,28 @@ class SignalModel(BaseModel):
         self._signal_checked = False
         self._measured: tuple[Any, Tensor] | None = None
 
+    #: An exported network takes a grid of any size.
+    input_name = 'coords'
+    input_axes: Mapping[int, str] = {1: 'height', 2: 'width'}
+    export_hint = 'a coordinate network is exported without mmext.WaveletActivation and operators on complex images'
+
+    @staticmethod
+    def prepare(cfg: Config, read: Callable[[], Mapping[str, Any]] | None = None) -> None:
+        """Choose the frequencies that the config leaves open, or take those of a checkpoint, see :mod:`mmext.inr.fresh`."""
+        if any(open_frequencies(cfg.model.to_dict())):
+            settle_frequencies(cfg, None if read is None else read())
+
+    @staticmethod
+    def show_predictions(cfg: Config, folder: str) -> None:
+        """Let :class:`mmext.SignalPictureHook` write into ``folder``."""
+        pictures = [h for h in cfg.get('custom_hooks') or [] if h['type'] == 'mmext.SignalPictureHook']
+        if not pictures:
+            raise UsageError(
+                "--show-dir needs dict(type='mmext.SignalPictureHook') in the custom_hooks of a coordinate network; the "
+                'config lacks it, start from configs/inr/_base_/runtime.py'
+            )
+        pictures[0].out_dir = folder
+
     @staticmethod
     def example_inputs(height: int, width: int) -> Tensor:
         """Return what :meth:`forward` takes for a picture of this size; tools that try a model out ask for it."""
@@ -125,7 +151,7 @@ class SignalModel(BaseModel):
         measurement = self.measurement(sample)
         if not self._signal_checked:
             self._signal_checked = True
-            if getattr(self.network, 'awaits_signal', False):
+            if isinstance(self.network, DescribesSignal) and self.network.awaits_signal:
                 self.describe(sample)
         # A measurement of another shape is refused below, before anything is drawn from it.
         if self.num_points is not None and measurement.shape[:-1] == coords.shape[:-1]:
@@ -185,7 +211,7 @@ class SignalModel(BaseModel):
 
     def describe(self, sample: BaseDataElement) -> None:
         """Show the signal to a network that wants to see it; in an inverse problem its classical reconstruction."""
-        if hasattr(self.network, 'set_signal'):
+        if isinstance(self.network, DescribesSignal):
             self.network.set_signal(self.operator.preview(self.measurement(sample), tuple(sample.size)))
 
     def freeze_stats(self, coords: Tensor) -> SignalModel:

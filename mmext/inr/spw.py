@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.contracts import DescribesSignal
 from mmext.convs.conditioned import standardized
 from mmext.inr.base import CoordNetwork, full_precision
 from mmext.inr.semantics import describe_image
@@ -112,12 +113,13 @@ class SPW(CoordNetwork):
     @property
     def awaits_signal(self) -> bool:
         """Whether the signal has not been described yet."""
-        return not bool(self.condition.any()) or getattr(self.network, 'awaits_signal', False)
+        inner = isinstance(self.network, DescribesSignal) and self.network.awaits_signal
+        return not bool(self.condition.any()) or inner
 
     def set_signal(self, image: Tensor) -> None:
         """Describe the signal by an image, (C, H, W) or several, in [0, 1], see :func:`mmext.inr.describe_image`."""
         self.set_condition(describe_image(self.semantics, image).to(self.condition))
-        if hasattr(self.network, 'set_signal'):
+        if isinstance(self.network, DescribesSignal):
             self.network.set_signal(image)
 
     def generated_weights(self) -> dict[str, Tensor]:

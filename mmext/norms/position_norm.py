@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['PositionNorm', 'freeze_stats', 'frozen_names']
+__all__ = ['PositionNorm', 'freeze_stats']
 
 
 class PositionNorm(nn.Module):
@@ -77,6 +78,19 @@ class PositionNorm(nn.Module):
         """Return the scale and shift, (C,) each, that the norm applies in eval mode, None where it is no such map."""
         return None
 
+    def optional_state(self) -> Sequence[str]:
+        """Return the names of the statistics: they are saved only while they are frozen."""
+        return self.statistics
+
+    def deploy_warning(self) -> str | None:
+        """Say that the output hangs on what is evaluated together."""
+        if self.frozen:
+            return None
+        return (
+            'norms have no frozen statistics, so that the value at a position depends on what is evaluated with it; train '
+            'with mmext.SignalHook, which saves them'
+        )
+
     @torch.no_grad()
     def freeze(self, x: Tensor) -> None:
         """Measure ``x`` and use its statistics in eval mode from now on."""
@@ -123,16 +137,6 @@ class PositionNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.num_features}, eps={self.eps}, divisor={self.divisor!r}, channel_dim={self.channel_dim}'
-
-
-def frozen_names(model: nn.Module) -> set[str]:
-    """Return the names in the state of ``model`` that frozen statistics have, or would have."""
-    return {
-        f'{prefix}.{name}'.lstrip('.')
-        for prefix, module in model.named_modules()
-        if isinstance(module, PositionNorm)
-        for name in module.statistics
-    }
 
 
 @torch.no_grad()

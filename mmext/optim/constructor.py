@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from torch import nn
 
+from mmext.contracts import TellsOptimOptions
 from mmext.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 __all__ = ['LayerOptionsConstructor']
@@ -79,10 +80,9 @@ class LayerOptionsConstructor:
 def _asked(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, dict[str, float]]]:
     """Yield the name, the parameter and the options of all that layers ask for."""
     for prefix, module in model.named_modules():
-        ask = getattr(module, 'optim_options', None)
-        if not callable(ask):
+        if not isinstance(module, TellsOptimOptions):
             continue
-        asked, own = ask(), dict(module.named_parameters(recurse=False))
+        asked, own = module.optim_options(), dict(module.named_parameters(recurse=False))
         wrong = set(asked) - set(own) | {k for options in asked.values() for k in options if k not in FIELDS}
         if wrong:
             raise ValueError(

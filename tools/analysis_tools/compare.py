@@ -33,6 +33,7 @@ from timing import interleave
 from torch import Tensor, nn
 
 from mmext import cli
+from mmext.contracts import FreezesStatistics, MakesInputs
 from mmext.errors import UsageError
 from mmext.export import TensorMode, example_inputs
 from mmext.folding import fold
@@ -108,14 +109,15 @@ def cost(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, dic
     for name, model in models.items():
         inputs = example_inputs(model, *shape)
         image[name] = inputs[:1]
-        # The grid of a coordinate network is a whole batch.
-        batch = inputs if hasattr(model, 'example_inputs') else torch.randn(8, *inputs.shape[1:])
+        # What a model makes itself is a whole batch.
+        batch = inputs if isinstance(model, MakesInputs) else torch.randn(8, *inputs.shape[1:])
         forms[name] = partial(step, TensorMode(model.train(), batch), batch)
         plain = copy.deepcopy(model).eval()
-        if hasattr(plain, 'freeze_stats'):
+        freezes = isinstance(plain, FreezesStatistics)
+        if isinstance(plain, FreezesStatistics):
             plain.freeze_stats(inputs[0])
         with contextlib.suppress(RuntimeError):  # a layer without a plain form runs as it is
-            plain = fold(plain, fuse_bn=hasattr(plain, 'freeze_stats'))
+            plain = fold(plain, fuse_bn=freezes)
         deployed[name] = TensorMode(plain, image[name]).eval()
     training = interleave(forms, 3)
     with torch.no_grad():

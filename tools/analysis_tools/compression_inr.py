@@ -6,7 +6,7 @@ means that all numbers are rounded to it; they are computed with in float32, as 
 positions are not stored, the decoder measures them on the grid, and so does this tool after rounding.
 
 Example:
-    python tools/analysis_tools/compression_report.py work_dirs/x/x.py work_dirs/x/iter_500.pth
+    python tools/analysis_tools/compression_inr.py work_dirs/x/x.py work_dirs/x/iter_500.pth
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def load_model(cfg: Config, path: str) -> SignalModel:
     model = MODELS.build(ConfigDict(model_cfg))
     if not isinstance(model, SignalModel):
         raise UsageError(
-            f'compression_report serves the coordinate networks of a mmext.SignalModel, but the model of {cfg.filename} is a '
+            f'compression_inr serves the coordinate networks of a mmext.SignalModel, but the model of {cfg.filename} is a '
             f'{type(model).__name__}'
         )
     try:
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    cli.choose_frequencies(cfg, args.checkpoint)
+    cli.prepare(cfg, args.checkpoint)
     model = load_model(cfg, args.checkpoint)
     if not cfg.get('test_dataloader'):
         raise UsageError(f'{args.config} has no test_dataloader, whose image the report is about')

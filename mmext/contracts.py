@@ -1,0 +1,220 @@
+"""What a component may answer: the only list of the questions that tools, folding, surgery and hooks ask.
+
+A component implements the methods of a contract and need not derive from it. Generic code asks with ``isinstance(module,
+Contract)``, or goes through a model with :func:`find`. A question that is not listed here is not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+__all__ = [
+    'DescribesSignal',
+    'Exemplified',
+    'FitsWhole',
+    'Folds',
+    'FreezesStatistics',
+    'FusesNorms',
+    'HasDeployedConfig',
+    'HasOpenChoices',
+    'IsAffine',
+    'KeepsOptionalState',
+    'MakesInputs',
+    'Projects',
+    'ShowsPredictions',
+    'StartsFromKernel',
+    'SwitchesToDeploy',
+    'TellsOptimOptions',
+    'WarnsOnDeploy',
+    'example_of',
+    'find',
+    'optional_state',
+]
+
+T = TypeVar('T')
+
+
+@runtime_checkable
+class Exemplified(Protocol):
+    """A component that shows itself: every registered one, unless it needs no argument.
+
+    ``example`` holds the smallest arguments with which the component does its work. Tests, benchmarks and the catalogue
+    read it. A conv layer's example names only what differs from 8 channels in, 8 out, and a 3 x 3 kernel.
+    """
+
+    example: Mapping[str, Any]
+
+
+@runtime_checkable
+class Folds(Protocol):
+    """A layer with a plain form.
+
+    Beside the method, a class may say two things as data. ``fold_in_deploy = False``: the plain form computes the same and
+    costs more, so the layer stays. ``cannot_fold = 'reason'``: there is no plain form, and the whole model is refused.
+    """
+
+    def fold(self) -> nn.Module:
+        """Return the plain layer that computes the same in eval mode."""
+
+
+@runtime_checkable
+class SwitchesToDeploy(Protocol):
+    """A module that folds in place; the hosts' own re-parameterized blocks have this name for it."""
+
+    def switch_to_deploy(self) -> None:
+        """Replace what folds by its plain form."""
+
+
+@runtime_checkable
+class FusesNorms(Protocol):
+    """A module that knows better than the generic code where its norms go."""
+
+    def fuse_norms(self) -> None:
+        """Put every norm that is an affine map in eval mode into the layers beside it."""
+
+
+@runtime_checkable
+class IsAffine(Protocol):
+    """A norm that is an affine map per channel in eval mode, at least sometimes."""
+
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """Return scale and shift, (C,) each, or None while it is no such map."""
+
+
+@runtime_checkable
+class HasDeployedConfig(Protocol):
+    """A component whose folded form has a config of its own."""
+
+    @staticmethod
+    def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
+        """Return the config of what folding makes of ``cfg``."""
+
+
+@runtime_checkable
+class WarnsOnDeploy(Protocol):
+    """A module that has something to say to the user when it is deployed as it is."""
+
+    def deploy_warning(self) -> str | None:
+        """Return a reason, or None. Reasons that are equal are counted and shown once."""
+
+
+@runtime_checkable
+class StartsFromKernel(Protocol):
+    """A conv layer that keeps no kernel and yet starts from a given one, of a checkpoint or of the layer it replaces."""
+
+    #: Whether this very layer does; a subclass may inherit the methods and leave a layer plain.
+    loads_kernel: bool
+
+    def load_kernel(self, kernel: Tensor) -> None:
+        """Set the parameters so that the layer computes with ``kernel``, or comes as near as its form allows."""
+
+    def can_load_kernel(self, shape: Sequence[int]) -> bool:
+        """Tell whether a kernel of this shape can be taken."""
+
+
+@runtime_checkable
+class Projects(Protocol):
+    """A module with parameters that must stay inside a set; :class:`mmext.ProjectionHook` asks after every step."""
+
+    def project_parameters(self) -> None:
+        """Move the parameters to the nearest point of their set, in place."""
+
+
+@runtime_checkable
+class TellsOptimOptions(Protocol):
+    """A module whose parameters want learning rates or decays of their own."""
+
+    def optim_options(self) -> Mapping[str, Mapping[str, float]]:
+        """Return the options by the local name of the parameter; :class:`mmext.LayerOptionsConstructor` reads them."""
+
+
+@runtime_checkable
+class MakesInputs(Protocol):
+    """A model that does not take images."""
+
+    #: The name of the input in an exported file, and the axes whose length is free, by name.
+    input_name: str
+    input_axes: Mapping[int, str]
+    #: What to do where an exporter refuses the model.
+    export_hint: str
+
+    def example_inputs(self, height: int, width: int) -> Tensor:
+        """Return what ``forward`` takes for a picture of this size."""
+
+
+@runtime_checkable
+class KeepsOptionalState(Protocol):
+    """A module whose state has entries only sometimes; a checkpoint may hold them or not."""
+
+    def optional_state(self) -> Sequence[str]:
+        """Return their local names."""
+
+
+@runtime_checkable
+class FitsWhole(Protocol):
+    """A model that a checkpoint fits whole or not at all; no part of it can be used for another task."""
+
+    fits_whole: bool
+
+
+@runtime_checkable
+class FreezesStatistics(Protocol):
+    """A model whose evaluation depends on statistics that are measured on a given input."""
+
+    def freeze_stats(self, inputs: Tensor) -> Any:
+        """Measure them on ``inputs`` and set eval mode."""
+
+
+@runtime_checkable
+class HasOpenChoices(Protocol):
+    """A model whose config may leave values open, to be chosen before the model is built."""
+
+    @staticmethod
+    def prepare(cfg: Any, read: Callable[[], Mapping[str, Any]] | None = None) -> None:
+        """Fill in the open values of ``cfg``, the config of a whole run, in place.
+
+        With ``read``, which returns the checkpoint, take those that it was trained with.
+        """
+
+
+@runtime_checkable
+class ShowsPredictions(Protocol):
+    """A model that no host can draw, and that has a hook for it."""
+
+    @staticmethod
+    def show_predictions(cfg: Any, folder: str) -> None:
+        """Change ``cfg``, the config of a whole run, so that a test writes its pictures into ``folder``."""
+
+
+@runtime_checkable
+class DescribesSignal(Protocol):
+    """A coordinate network that generates weights from what its signal looks like."""
+
+    awaits_signal: bool
+
+    def set_signal(self, image: Tensor) -> None:
+        """Take the description of ``image``, (C, H, W)."""
+
+
+def find(model: nn.Module, contract: type[T]) -> Iterator[tuple[str, T]]:
+    """Go through the modules of ``model`` that answer ``contract``, with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, contract):
+            yield name, module
+
+
+def optional_state(model: nn.Module) -> set[str]:
+    """Return the names of entries that the state of ``model`` has only sometimes."""
+    return {
+        f'{name}.{entry}'.lstrip('.')
+        for name, module in find(model, KeepsOptionalState)
+        for entry in module.optional_state()
+    }
+
+
+def example_of(component: Any) -> dict[str, Any]:
+    """Return the smallest arguments that show ``component`` at work; none where it needs none."""
+    return dict(getattr(component, 'example', {}))
