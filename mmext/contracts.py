@@ -32,17 +32,23 @@ __all__ = [
     'example_of',
     'find',
     'optional_state',
+    'shown_by',
 ]
 
 T = TypeVar('T')
+F = TypeVar('F', bound=Callable)
 
 
 @runtime_checkable
 class Exemplified(Protocol):
     """A component that shows itself: every registered one, unless it needs no argument.
 
-    ``example`` holds the smallest arguments with which the component does its work. Tests, benchmarks and the catalogue
-    read it. A conv layer's example names only what differs from 8 channels in, 8 out, and a 3 x 3 kernel.
+    ``example`` holds the smallest arguments with which the component does its work. A subclass names only what differs
+    from its base, see :func:`example_of`. Tests, benchmarks and the catalogue read it.
+
+    A conv layer may say more as data. ``typical``: the arguments of the place where its paper uses it, for benchmarks;
+    ``depthwise=True`` among them stands for as many groups as channels. ``loads_kernel_exactly``: whether it computes with
+    a given kernel as it is, or comes near. ``refuses``: the geometries that it does not serve.
     """
 
     example: Mapping[str, Any]
@@ -217,4 +223,15 @@ def optional_state(model: nn.Module) -> set[str]:
 
 def example_of(component: Any) -> dict[str, Any]:
     """Return the smallest arguments that show ``component`` at work; none where it needs none."""
-    return dict(getattr(component, 'example', {}))
+    layers = reversed(getattr(component, '__mro__', [component]))
+    return {key: value for layer in layers for key, value in vars(layer).get('example', {}).items()}
+
+
+def shown_by(**example: Any) -> Callable[[F], F]:
+    """Give a registered function its example, as a class has one."""
+
+    def decorate(function: F) -> F:
+        vars(function)['example'] = example
+        return function
+
+    return decorate

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmext.contracts import Folds, FusesNorms, IsAffine, SwitchesToDeploy
+from mmext.contracts import Folds, FusesNorms, IsAffine, SwitchesToDeploy, shown_by
 from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
 from mmext.convs.reparam import bn_affine
@@ -112,6 +112,7 @@ def _fold(module: nn.Module, done: dict[int, nn.Module], in_switched: bool) -> n
 
 
 @MODELS.register_module(name='folded')
+@shown_by(model=dict(type='mmext.RefConv2d', in_channels=8, out_channels=8, kernel_size=3))
 def folded(model: nn.Module | str | dict | list, fuse_bn: bool = False, **model_args: Any) -> nn.Module:
     """Build a component in its folded form; the config that ``tools/deploy.py`` writes uses it where it must.
 

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from mmext.contracts import shown_by
 from mmext.hosts import build_from_host
 from mmext.registry import MODELS
 
@@ -144,6 +145,10 @@ def build_wrapped(model: nn.Module | str | dict | list, model_args: dict, user: 
 
 
 @MODELS.register_module()
+@shown_by(
+    model=dict(type='mmext.LENIConv', in_channels=8, out_channels=8, kernel_size=3),
+    rules=[dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))],
+)
 def swap_layers(
     model: nn.Module | str | dict,
     rules: Sequence[dict],

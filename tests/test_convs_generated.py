@@ -9,26 +9,19 @@ from mmengine.analysis import get_model_complexity_info
 from mmengine.hub import get_config
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
-from registered import ARGUMENTS, CONV, members
+from registered import ARGUMENTS, members
 from torch import nn
 
+from mmext.contracts import example_of
+from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
 from mmext.export import export_onnx
 from mmext.folding import fold
 from mmext.registry import MODELS
 
 FAMILY = sorted(n for n in members('convs') if isinstance(c := MODELS.get(n), type) and issubclass(c, GeneratedConv2d))
-# Start from a plain kernel as near as their form allows, not exactly; each has a test of its own.
-APPROXIMATE: set[str] = {
-    'ComplexConv2d',
-    'DCLSConv2d',
-    'PHConv2d',
-    'RandomBasisConv2d',
-    'SMPConv2d',
-    'SPDConv2d',
-    'TuckerConv2d',
-}
 
+CONV = example_of(ExtConv2d)
 GEOMETRIES = {
     'same': dict(padding=1),
     'stride': dict(padding=1, stride=2),
@@ -47,7 +40,7 @@ def build(name: str, **kwargs) -> GeneratedConv2d:
         served = (build_or_refused(name, groups, **kwargs) for groups in reversed(GROUPS.values()))
         return next(layer for layer in served if layer is not None)
     layer = MODELS.get(name)(**{**ARGUMENTS[name], **kwargs})
-    assert not layer.plain, 'the arguments in registered.py must give the system something to generate'
+    assert not layer.plain, 'the example must give the system something to generate'
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -311,7 +304,7 @@ def test_a_plain_checkpoint_is_the_start(name):
         return
     host = nn.Sequential(fresh)
     host.load_state_dict({'0.weight': kernel, '0.bias': torch.arange(8.0)})
-    if name not in APPROXIMATE:
+    if fresh.loads_kernel_exactly:
         torch.testing.assert_close(fresh.fold().weight, kernel, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(fresh.fold().bias, torch.arange(8.0))
     before = fresh.fold().weight
@@ -391,7 +384,7 @@ def test_a_stock_detector_trains_one_step_folds_and_finds_the_same_boxes(name):
     to.pop('stride', None)
     to.pop('groups', None)
     kernel = ARGUMENTS[name]['kernel_size']
-    only_depthwise = name in ('InceptionDWConv2d', 'ShiftwiseConv2d')
+    only_depthwise = 'groups' in ARGUMENTS[name]
     large = only_depthwise or kernel > 3
     if large:
         to.update(kernel_size=kernel, padding=kernel // 2)

@@ -11,7 +11,7 @@ demo = runpy.run_path(str(ROOT / 'tools/demo.py'))
 
 
 def test_every_job_has_a_config_with_its_budget():
-    jobs = {job for chains in demo['TASKS'].values() for chain in chains for job in chain}
+    jobs = {job for task in demo['TASKS'].values() for chain in task.chains for job in chain}
     assert len(jobs) >= 9
     for job in jobs:
         cfg = Config.fromfile(ROOT / demo['CONFIGS'] / job.config)
@@ -20,8 +20,8 @@ def test_every_job_has_a_config_with_its_budget():
 
 
 def test_a_job_starts_from_one_before_it():
-    for chains in demo['TASKS'].values():
-        for chain in chains:
+    for task in demo['TASKS'].values():
+        for chain in task.chains:
             for number, job in enumerate(chain):
                 assert job.start is None or job.start in {earlier.name for earlier in chain[:number]}
 

@@ -53,6 +53,8 @@ class LENI(nn.Module):
             ``mode`` or ``neg_input`` is unknown.
     """
 
+    example = dict(num_channels=8)
+
     def __init__(
         self,
         num_channels: int | None = None,
@@ -144,6 +146,8 @@ class LENIConv(BaseModule):
     Raises:
         ValueError: If ``out_channels`` is odd.
     """
+
+    example = dict(in_channels=8, out_channels=8, kernel_size=3)
 
     def __init__(
         self,

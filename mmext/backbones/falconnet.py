@@ -97,6 +97,8 @@ class FalconNet(BaseModule):
             an image is too small.
     """
 
+    example = dict(arch=dict(depths=(1, 2, 1), channels=(16, 32, 64)), out_indices=(0, 1, 2))
+
     #: By name; the widths and depths of 'base' are the paper's.
     arch_zoo = {'base': dict(depths=(3, 3, 9, 3), channels=(32, 64, 128, 256))}
 

@@ -64,6 +64,8 @@ class RefCO(nn.Module):
         ValueError: If the groups do not divide the channels, or the range is not full and ``check_full_range`` is set.
     """
 
+    example = dict(in_channels=16, out_channels=16)
+
     def __init__(
         self,
         in_channels: int,
@@ -125,6 +127,8 @@ class GhostCO(nn.Module):
     Raises:
         ValueError: If ``ratio`` is smaller than 2 or does not divide ``out_channels``.
     """
+
+    example = dict(in_channels=8, out_channels=8)
 
     def __init__(
         self,

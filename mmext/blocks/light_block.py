@@ -54,6 +54,8 @@ class MetaBasicBlock(BaseModule):
         ValueError: If C times the expansion is no whole number, or a channel operator is missing.
     """
 
+    example = dict(channels=16)
+
     def __init__(
         self,
         channels: int,
@@ -138,6 +140,8 @@ class MetaLightBlock(MetaBasicBlock):
         channel: Both channel operators, ``dict(type='Conv2d')`` being the dense ones; or a pair of configs.
         **kwargs: Further ones of :class:`MetaBasicBlock`.
     """
+
+    example = dict(channels=16)
 
     def __init__(
         self,

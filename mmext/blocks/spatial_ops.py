@@ -29,6 +29,8 @@ class PartialSO(nn.Module):
         ValueError: If ``out_channels`` differs from ``in_channels`` or ``ratio`` does not divide them.
     """
 
+    example = dict(in_channels=8, out_channels=8)
+
     def __init__(
         self,
         in_channels: int,

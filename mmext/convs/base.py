@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class ExtConv2d(nn.Conv2d):
         TypeError: If a keyword is an argument neither of ``nn.Conv2d`` nor of the subclass.
         ValueError: If ``nn.Conv2d`` refuses the arguments.
     """
+
+    example: Mapping[str, Any] = dict(in_channels=8, out_channels=8, kernel_size=3)
 
     # torch types the geometry for any number of dimensions; here there are two.
     kernel_size: tuple[int, int]

@@ -48,6 +48,8 @@ class ComplexConv2d(GeneratedConv2d):
     dense one with zeros, and costs as much.
     """
 
+    loads_kernel_exactly = False
+
     def __init__(self, *args: Any, init: str = 'he', **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if init not in ('he', 'glorot'):

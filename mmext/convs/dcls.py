@@ -68,6 +68,9 @@ class DCLSConv2d(PointConv2d):
     A plain kernel is taken tap by tap, the m largest of each: exactly by ``'v0'`` and ``'v1'`` if m points suffice.
     """
 
+    typical = dict(kernel_size=17, depthwise=True, kernel_count=34)
+    loads_kernel_exactly = False
+
     SIG: nn.Parameter | None
 
     def __init__(self, *args: Any, kernel_count: int = 9, version: str = 'gauss', **kwargs: Any) -> None:

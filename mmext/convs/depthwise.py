@@ -31,6 +31,8 @@ class DepthwiseConv2d(ExtConv2d):
         ValueError: Unless groups, in_channels and out_channels are equal.
     """
 
+    example = dict(groups=8)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.groups == self.in_channels == self.out_channels:

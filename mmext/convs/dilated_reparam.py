@@ -49,6 +49,9 @@ class DilatedReparamConv2d(ReparamConv2d):
     A 1 x 1 or 3 x 3 kernel, which the released network leaves plain, stays a plain convolution here too.
     """
 
+    example = dict(kernel_size=9)
+    typical = dict(kernel_size=13, depthwise=True)
+
     def __init__(
         self,
         *args: Any,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import is_
 from typing import Any
@@ -39,8 +39,12 @@ class GeneratedConv2d(ExtConv2d):
         plain: Whether this very layer generates nothing and ``weight`` is its kernel.
         fold_in_deploy: Whether :func:`mmext.folding.fold` folds the layer. False where the plain form computes the same and
             costs more.
+        loads_kernel_exactly: Whether a layer that starts from a given kernel computes with it as it is, or comes near to it.
+        typical: Arguments of the place where the paper uses the layer, see :class:`mmext.contracts.Exemplified`.
     """
 
+    loads_kernel_exactly = True
+    typical: Mapping[str, Any] = {}
     plain = False
     fold_in_deploy = True
 

@@ -46,6 +46,9 @@ class InceptionDWConv2d(GeneratedConv2d):
     here every part sees what its place in the K x K kernel sees), and the one channel where :math:`C r < 1`.
     """
 
+    example = dict(kernel_size=5, groups=8)
+    typical = dict(kernel_size=11, depthwise=True)
+
     fold_in_deploy = False
 
     def __init__(self, *args: Any, square_kernel: int = 3, branch_ratio: float = 0.125, **kwargs: Any) -> None:

@@ -51,6 +51,8 @@ class PHConv2d(GeneratedConv2d):
     n=2 or n=4. The released layer creates a bias and never adds it; here ``bias`` means what it does in ``nn.Conv2d``.
     """
 
+    loads_kernel_exactly = False
+
     def __init__(self, *args: Any, n: int = 4, init: str = 'he', **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if n < 1 or self.out_channels // self.groups % n:

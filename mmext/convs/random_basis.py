@@ -45,6 +45,8 @@ class RandomBasisConv2d(GeneratedConv2d):
     the distribution of Q (Kaiming uniform) are our reading. So is ``groups``: filters are combined within their group.
     """
 
+    loads_kernel_exactly = False
+
     def __init__(
         self, *args: Any, expansion: int = 1, seed: int | None = None, freeze: bool = True, **kwargs: Any
     ) -> None:

@@ -29,6 +29,8 @@ class RepSO2d(ReparamConv2d):
         **kwargs: Those of ``nn.Conv2d``.
     """
 
+    typical = dict(kernel_size=7, depthwise=True)
+
     def __init__(
         self,
         *args: Any,

@@ -62,6 +62,9 @@ class ShiftwiseConv2d(GeneratedConv2d):
     operator has stride 1. The small kernels are drawn Kaiming-normally.
     """
 
+    example = dict(kernel_size=7, groups=8)
+    typical = dict(kernel_size=13, depthwise=True)
+
     paths: nn.Parameter
     channels: Tensor
     slots_h: Tensor

@@ -58,6 +58,9 @@ class SMPConv2d(PointConv2d):
     A plain kernel is taken by the weights that come nearest to it with the points where they are; that is ours.
     """
 
+    typical = dict(kernel_size=13, depthwise=True)
+    loads_kernel_exactly = False
+
     def __init__(
         self,
         *args: Any,

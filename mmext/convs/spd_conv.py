@@ -46,6 +46,10 @@ class SPDConv2d(GeneratedConv2d):
     than 2; with ``groups``, each group sees all phases of its own channels; other padding modes pad the image itself.
     """
 
+    example = dict(stride=2)
+    typical = dict(kernel_size=3, stride=2)
+    loads_kernel_exactly = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         patches = self.kernel_size == self.stride and self.padding in ((0, 0), 'valid')

@@ -54,6 +54,8 @@ class TuckerConv2d(GeneratedConv2d):
     unscaled: at full rank exactly, else with the error of the singular values that were cut off.
     """
 
+    loads_kernel_exactly = False
+
     fold_in_deploy = False
     core: nn.Parameter
     factor_out: nn.Parameter

@@ -46,6 +46,8 @@ class WeightedConv2d(GeneratedConv2d):
             be taken while a density is zero.
     """
 
+    example = dict(density=0.7, trainable=True)
+
     def __init__(
         self, *args: Any, density: float | Sequence[float] = 1.0, trainable: bool = False, **kwargs: Any
     ) -> None:

@@ -87,6 +87,8 @@ class PyramidLinearHead(_PyramidHead):
         ValueError: In ``forward``, if number or width of the maps is not that of ``in_channels``.
     """
 
+    example = dict(in_channels=(4, 8), num_classes=3)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fc = nn.Linear(sum(self.pooled_channels), self.num_classes)
@@ -132,6 +134,8 @@ class InterflowHead(_PyramidHead):
         ValueError: If an option is unknown or contradicts another; in ``forward``, if number or width of the maps is not
             that of ``in_channels``.
     """
+
+    example = dict(in_channels=(4, 8), num_classes=3)
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmext.contracts import shown_by
 from mmext.hosts import build_from_host
 from mmext.registry import MODELS
 
@@ -40,6 +41,7 @@ class Pick(nn.Module):
 
 
 @MODELS.register_module(name='PairHead')
+@shown_by(head='mmdet.RetinaHead', in_channels=8, num_classes=3)
 def pair_head(head: str | dict, **head_args: Any) -> nn.Module:
     """Build a dense head of mmdet whose input is a pair (cls, reg) per level, as :class:`mmext.necks.SEPC` gives it.
 

@@ -67,6 +67,8 @@ class ConvINR(CoordNetwork):
         ValueError: If the kernel size is even, ``depth`` is below 1, or a list of points meets kernels above 1 x 1.
     """
 
+    example = dict(width=6, depth=2)
+
     def __init__(
         self,
         in_features: int = 2,

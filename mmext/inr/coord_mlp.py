@@ -50,6 +50,8 @@ class CoordMLP(CoordNetwork):
             or a complex activation is combined with a norm.
     """
 
+    example = dict(width=6, depth=2)
+
     def __init__(
         self,
         in_features: int = 2,

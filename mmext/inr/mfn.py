@@ -47,6 +47,8 @@ class MFN(CoordNetwork):
         ValueError: If ``filter_type`` is unknown or ``depth`` is below 1.
     """
 
+    example = dict(width=6, depth=2)
+
     def __init__(
         self,
         in_features: int = 2,

@@ -60,6 +60,8 @@ class SignalDataset(Dataset):
         ImportError: If Pillow or scikit-image is not installed.
     """
 
+    example = dict(image='camera', size=16)
+
     def __init__(
         self,
         image: str | None = None,

@@ -55,6 +55,8 @@ class SignalModel(BaseModel):
             measured has another shape or kind than what is predicted.
     """
 
+    example = dict(network=dict(type='mmext.CoordMLP', width=6, depth=2))
+
     #: A network of one signal is that of its checkpoint or another one; :class:`mmext.CheckpointGuardHook` asks.
     fits_whole = True
 

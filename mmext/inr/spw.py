@@ -54,6 +54,8 @@ class SPW(CoordNetwork):
         ValueError: If ``mode`` is unknown, or no linear layer or convolution matches ``layers``.
     """
 
+    example = dict(network=dict(type='mmext.CoordMLP', width=6, depth=2), trunk_dim=8)
+
     condition: Tensor
 
     def __init__(

@@ -226,6 +226,8 @@ class PConvNeck(BaseModule):
         ImportError: If something is deformable and mmcv has no operators.
     """
 
+    example = dict(in_channels=8, out_channels=8)
+
     def __init__(
         self,
         in_channels: int | Sequence[int] = 256,
@@ -315,6 +317,8 @@ class SEPC(PConvNeck):
         ValueError: As :class:`PConvNeck`; if ``lc_padding`` is not 0 or 1; if a level is too small for padding 0.
         ImportError: If something is deformable and mmcv has no operators.
     """
+
+    example = dict(in_channels=8, out_channels=8)
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class CrossNorm(PositionNorm):
         ValueError: If ``divisor`` or ``var`` is unknown, C is 1, or N is 1 and the statistics are not frozen.
     """
 
+    example = dict(num_features=8)
+
     statistics = ('count', 'column_mean', 'column_var', 'column_square')
     _abbr_ = 'cross_norm'
 

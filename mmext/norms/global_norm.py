@@ -37,6 +37,8 @@ class GlobalNorm(PositionNorm):
         ValueError: If ``divisor`` is unknown.
     """
 
+    example = dict(num_features=8)
+
     statistics = ('mean', 'var')
     _abbr_ = 'global_norm'
 

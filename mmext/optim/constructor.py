@@ -49,6 +49,8 @@ class LayerOptionsConstructor:
         ValueError: If a layer has options for a parameter that it does not have, or unknown ones.
     """
 
+    example = dict(optim_wrapper_cfg=dict(optimizer=dict(type='mmext.SAGD', lr=0.1)))
+
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         optim_wrapper_cfg = dict(optim_wrapper_cfg)
         base = optim_wrapper_cfg.pop('base_constructor', DEFAULT)

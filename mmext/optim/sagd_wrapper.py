@@ -34,6 +34,8 @@ class SAGDOptimWrapper(OptimWrapper):
         TypeError: If the optimizer is not SAGD.
     """
 
+    example = dict(optimizer=dict(type='mmext.SAGD', lr=0.1))
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.optimizer, SAGD):
@@ -70,3 +72,5 @@ class SAGDAmpOptimWrapper(SAGDOptimWrapper, AmpOptimWrapper):
         *args: Those of mmengine's ``AmpOptimWrapper``.
         **kwargs: Those of mmengine's ``AmpOptimWrapper``.
     """
+
+    example = dict(optimizer=dict(type='mmext.SAGD', lr=0.1))

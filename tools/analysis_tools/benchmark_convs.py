@@ -11,6 +11,7 @@ where that is installed.
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -23,24 +24,14 @@ from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 
 BATCH, CHANNELS, SIZE = 4, 64, 56
-# Layers of large depthwise kernels, by kernel size; every other one is measured dense and 3 x 3.
-DEPTHWISE = {
-    'DCLSConv2d': 17,
-    'DilatedReparamConv2d': 13,
-    'InceptionDWConv2d': 11,
-    'RepSO2d': 7,
-    'SMPConv2d': 13,
-    'ShiftwiseConv2d': 13,
-}
 
 
-def arguments_of(name: str) -> dict:
-    """Return the layer's arguments; a layer that only acts with a stride gets one."""
-    kernel = DEPTHWISE.get(name, 3)
-    groups = CHANNELS if name in DEPTHWISE else 1
-    stride = 2 if name == 'SPDConv2d' else 1
-    extra = {'DCLSConv2d': dict(kernel_count=34)}.get(name, {})
-    return dict(kernel_size=kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False, **extra)
+def arguments_of(layer: type[GeneratedConv2d]) -> dict:
+    """Return the arguments of the layer's typical place, dense and 3 x 3 where it names none."""
+    typical = dict(layer.typical)
+    groups = CHANNELS if typical.pop('depthwise', False) else 1
+    kernel = typical.setdefault('kernel_size', 3)
+    return dict(stride=1, padding=kernel // 2, groups=groups, bias=False) | typical
 
 
 def family(report: Report, rounds: int) -> None:
@@ -49,9 +40,9 @@ def family(report: Report, rounds: int) -> None:
     names = sorted(n for n, c in MODELS.module_dict.items() if isinstance(c, type) and issubclass(c, GeneratedConv2d))
     x = torch.randn(BATCH, CHANNELS, SIZE, SIZE)
     for name in names:
-        options = arguments_of(name)
+        options, plain_arguments = arguments_of(MODELS.get(name)), inspect.signature(nn.Conv2d).parameters
         layer = MODELS.get(name)(CHANNELS, CHANNELS, **options).eval()
-        stock = nn.Conv2d(CHANNELS, CHANNELS, **{k: v for k, v in options.items() if k != 'kernel_count'})
+        stock = nn.Conv2d(CHANNELS, CHANNELS, **{k: v for k, v in options.items() if k in plain_arguments})
         folded = layer.fold()
         plain = copy.deepcopy(folded)
         with torch.no_grad():
