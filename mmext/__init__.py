@@ -6,6 +6,8 @@ therefore does one thing only: it teaches mmengine's config loader where ``mmext
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from typing import Any
 
 __version__ = '0.1.0'
 
@@ -29,3 +31,16 @@ def _teach_config_scopes() -> None:
 
 
 _teach_config_scopes()
+
+
+def __getattr__(name: str) -> Any:
+    """Find a component by its registered name: ``from mmext import RefConv2d`` imports the components on first use."""
+    # The import system asks for submodules here, too; these must not load every component.
+    if not name.startswith('_') and find_spec(f'{__name__}.{name}') is None:
+        from mmext.registry import ALL
+
+        for registry in ALL.values():
+            registry.import_from_location()
+            if name in registry.module_dict:
+                return registry.module_dict[name]
+    raise AttributeError(f'mmext has neither a component nor a module {name!r}; python -m mmext.doctor lists all')

@@ -114,7 +114,7 @@ def _fold(module: nn.Module, done: dict[int, nn.Module], in_switched: bool) -> n
 @MODELS.register_module(name='folded')
 @shown_by(model=dict(type='mmext.RefConv2d', in_channels=8, out_channels=8, kernel_size=3))
 def folded(model: nn.Module | str | dict | list, fuse_bn: bool = False, **model_args: Any) -> nn.Module:
-    """Build a component in its folded form; the config that ``tools/deploy.py`` writes uses it where it must.
+    """Build a component in its folded form, in the configs that ``tools/deploy.py`` writes (ours).
 
     The weights are those of a fresh model and come from the checkpoint that was written beside the config.
     """

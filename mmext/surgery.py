@@ -155,7 +155,7 @@ def swap_layers(
     input_shape: Sequence[int] | None = None,
     **model_args: Any,
 ) -> nn.Module:
-    """Build a model and replace the layers that match ``rules``.
+    """Put any layer into any existing model, by rules (ours).
 
     Use it as the ``type`` of a backbone, neck, head or whole model. The result is the host's own model, of its own class;
     where a new layer keeps ``weight``, so do its state-dict keys, and a checkpoint of the plain model loads. New layers take

@@ -154,7 +154,7 @@ def test_segmentor_folds():
     assert 'mmext' not in str(new_cfg)
 
 
-def test_hosts_own_reparameterisation_is_used():
+def test_hosts_own_reparameterization_is_used():
     cfg = dict(type='mmpretrain.RepVGG', arch='A0', out_indices=(0,))
     model = ROOT_MODELS.build(cfg)
     model.eval()

@@ -1,4 +1,4 @@
-"""Conv-INR: its identities, its three re-parameterisations, and what is left of them after training."""
+"""Conv-INR: its identities, its three re-parameterizations, and what is left of them after training."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_first_layer_is_pointwise_on_ramps():
 
 
 @pytest.mark.parametrize('name', ['static', 'dynamic', 'dynamic-given'])
-def test_weight_reparameterisations_start_exactly_at_the_plain_network(name):
+def test_weight_reparameterizations_start_exactly_at_the_plain_network(name):
     plain, model = build(None), build(REPARAMS[name])
     missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
@@ -129,7 +129,7 @@ def test_a_given_condition_changes_the_kernels():
     torch.testing.assert_close(model(grid), scaled)
 
 
-def test_static_reparameterisation_learns_its_basis():
+def test_static_reparameterization_learns_its_basis():
     layer = build('static').layers[1][0]
     assert isinstance(layer.weight, nn.Parameter)
     assert layer.state_dict()['weight'].ndim == 5, 'saved so that no plain layer takes it for its kernel'

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmext.inr import Downsampling, IdentityOperator, MeasurementOperator, coordinate_grid
+from mmext.inr import DownsamplingOperator, IdentityOperator, MeasurementOperator, coordinate_grid
 from mmext.registry import MODELS
 
 IMAGE = torch.rand(12, 18, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -62,11 +62,11 @@ def test_the_preview_is_a_picture_of_what_is_known():
     assert torch.equal(IdentityOperator().preview(image, (12, 18)), expected)
     assert torch.equal(IdentityOperator(noise=0.1).preview(image, (12, 18)), expected)
     assert torch.equal(IdentityOperator().preview(1j * image, (12, 18)), image.abs().clamp(0, 1).movedim(-1, 0))
-    means = Downsampling(3).measure(IMAGE)
-    assert Downsampling(3).preview(means, (12, 18)).shape == (3, 12, 18)
+    means = DownsamplingOperator(3).measure(IMAGE)
+    assert DownsamplingOperator(3).preview(means, (12, 18)).shape == (3, 12, 18)
 
 
-@pytest.mark.parametrize('kind', [IdentityOperator, Downsampling])
+@pytest.mark.parametrize('kind', [IdentityOperator, DownsamplingOperator])
 def test_negative_noise_is_refused(kind):
     with pytest.raises(ValueError, match=rf'{kind.__name__} needs a standard deviation noise >= 0, got noise=-0.1'):
         kind(noise=-0.1)
@@ -80,7 +80,7 @@ def test_an_operator_must_define_its_forward_pass():
         Blind()(IMAGE)
 
 
-@pytest.mark.parametrize('cfg', [dict(type='IdentityOperator'), dict(type='Downsampling', factor=2)])
+@pytest.mark.parametrize('cfg', [dict(type='IdentityOperator'), dict(type='DownsamplingOperator', factor=2)])
 def test_nothing_is_learned_or_saved(cfg):
     operator = MODELS.build(dict(cfg, type=f'mmext.{cfg["type"]}'))
     operator.measure(IMAGE)
@@ -93,7 +93,7 @@ def test_nothing_is_learned_or_saved(cfg):
 
 @pytest.mark.parametrize('factor', [1, 2, 3, 6])
 def test_blocks_are_averaged(factor):
-    means = Downsampling(factor).measure(IMAGE)
+    means = DownsamplingOperator(factor).measure(IMAGE)
     assert means.shape == (12 // factor, 18 // factor, 3)
     for i in range(12 // factor):
         for j in range(18 // factor):
@@ -103,12 +103,12 @@ def test_blocks_are_averaged(factor):
 
 def test_the_layout_in_memory_does_not_matter():
     channels_first = IMAGE.movedim(-1, 0).contiguous().movedim(0, -1)
-    assert torch.equal(Downsampling(3).measure(channels_first), Downsampling(3).measure(IMAGE))
+    assert torch.equal(DownsamplingOperator(3).measure(channels_first), DownsamplingOperator(3).measure(IMAGE))
 
 
 @pytest.mark.parametrize('factor', [2, 3])
 def test_coarse_pixels_stand_in_the_centers_of_their_blocks(factor):
-    coords = Downsampling(factor).coordinates(coordinate_grid(12, 18, dtype=torch.float64))
+    coords = DownsamplingOperator(factor).coordinates(coordinate_grid(12, 18, dtype=torch.float64))
     for i in range(12 // factor):
         for j in range(18 // factor):
             row, column = (factor * k + (factor - 1) / 2 for k in (i, j))
@@ -119,51 +119,53 @@ def test_coarse_pixels_stand_in_the_centers_of_their_blocks(factor):
 @pytest.mark.parametrize('points', ['centers', 'all'])
 def test_a_linear_network_predicts_the_means_exactly(points):
     network, coords = nn.Linear(2, 3, dtype=torch.float64), coordinate_grid(12, 18, dtype=torch.float64)
-    operator = Downsampling(3, points)
+    operator = DownsamplingOperator(3, points)
     torch.testing.assert_close(operator(network(operator.coordinates(coords))), operator.measure(network(coords)))
 
 
 def test_only_all_points_are_exact_for_a_curved_network():
     coords = coordinate_grid(12, 18, dtype=torch.float64)
-    measured = Downsampling(3).measure(coords.square())
-    assert torch.equal(Downsampling(3, 'all')(Downsampling(3, 'all').coordinates(coords).square()), measured)
-    assert not torch.allclose(Downsampling(3)(Downsampling(3).coordinates(coords).square()), measured)
+    measured = DownsamplingOperator(3).measure(coords.square())
+    assert torch.equal(
+        DownsamplingOperator(3, 'all')(DownsamplingOperator(3, 'all').coordinates(coords).square()), measured
+    )
+    assert not torch.allclose(DownsamplingOperator(3)(DownsamplingOperator(3).coordinates(coords).square()), measured)
 
 
 def test_the_network_is_evaluated_at_the_centers_only():
-    operator, coords = Downsampling(3), coordinate_grid(12, 18)
+    operator, coords = DownsamplingOperator(3), coordinate_grid(12, 18)
     assert operator.coordinates(coords).shape == (4, 6, 2)
     assert operator(IMAGE) is IMAGE
-    assert Downsampling(3, 'all').coordinates(coords) is coords
+    assert DownsamplingOperator(3, 'all').coordinates(coords) is coords
 
 
 def test_the_baseline_interpolates_the_means():
-    means = Downsampling(3).measure(IMAGE)
-    guess = Downsampling(3).baseline(means, (12, 18))
+    means = DownsamplingOperator(3).measure(IMAGE)
+    guess = DownsamplingOperator(3).baseline(means, (12, 18))
     assert guess.shape == IMAGE.shape
     assert guess.dtype == IMAGE.dtype
     # A cubic goes through its values, and those stand in the middle of the blocks.
     torch.testing.assert_close(guess[1::3, 1::3], means)
     flat = torch.full((4, 6, 1), 0.3, dtype=torch.float64)
     torch.testing.assert_close(
-        Downsampling(2).baseline(flat, (8, 12)), torch.full((8, 12, 1), 0.3, dtype=torch.float64)
+        DownsamplingOperator(2).baseline(flat, (8, 12)), torch.full((8, 12, 1), 0.3, dtype=torch.float64)
     )
 
 
 def test_the_gradient_of_a_mean_is_shared_by_its_block():
     image = IMAGE.clone().requires_grad_()
-    Downsampling(3, 'all')(image)[1, 2, 0].backward()
+    DownsamplingOperator(3, 'all')(image)[1, 2, 0].backward()
     expected = torch.zeros_like(IMAGE)
     expected[3:6, 6:9, 0] = 1 / 9
     torch.testing.assert_close(image.grad, expected)
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="Downsampling needs points 'centers' or 'all', got points='corners'"):
-        Downsampling(points='corners')
-    with pytest.raises(ValueError, match='Downsampling needs a factor of at least 1, got factor=0'):
-        Downsampling(0)
+    with pytest.raises(ValueError, match="DownsamplingOperator needs points 'centers' or 'all', got points='corners'"):
+        DownsamplingOperator(points='corners')
+    with pytest.raises(ValueError, match='DownsamplingOperator needs a factor of at least 1, got factor=0'):
+        DownsamplingOperator(0)
     with pytest.raises(ValueError, match='whole blocks, got 12 x 18; set size to 10, 15'):
-        Downsampling(5).measure(IMAGE)
+        DownsamplingOperator(5).measure(IMAGE)
     with pytest.raises(ValueError, match='factor=5 needs an image of whole blocks'):
-        Downsampling(5).coordinates(coordinate_grid(12, 18))
+        DownsamplingOperator(5).coordinates(coordinate_grid(12, 18))

@@ -180,7 +180,7 @@ def test_only_the_main_process_draws(tmp_path, monkeypatch):
     [
         (dict(type='mmext.RadonOperator', views=5), 'sinogram'),
         (dict(type='mmext.MaskedFourierOperator', mask='cartesian'), 'measured frequencies (25.0%)'),
-        (dict(type='mmext.Downsampling'), 'measurement'),
+        (dict(type='mmext.DownsamplingOperator'), 'measurement'),
     ],
 )
 def test_what_was_measured_stands_under_the_baseline(operator, title, monkeypatch):

@@ -36,7 +36,7 @@ OPERATORS = {
     'ct': dict(type='mmext.RadonOperator', views=8, noise=0.01),
     'mri': dict(type='mmext.MaskedFourierOperator', mask='cartesian'),
     'mri-complex': dict(type='mmext.MaskedFourierOperator', mask='radial', spokes=8, complex_image=True),
-    'super-resolution': dict(type='mmext.Downsampling', factor=4),
+    'super-resolution': dict(type='mmext.DownsamplingOperator', factor=4),
 }
 
 

@@ -19,7 +19,7 @@ COMPONENTS = {name: component for registry in ALL.values() for name, component i
 OURS = {
     'CheckpointGuardHook',
     'DepthwiseConv2d',
-    'Downsampling',
+    'DownsamplingOperator',
     'IdentityOperator',
     'LayerOptionsConstructor',
     'PairHead',

@@ -17,7 +17,7 @@ __all__ = ['LENI', 'LENIConv']
 
 @MODELS.register_module()
 class LENI(nn.Module):
-    r"""Learn to enhance the negative information.
+    r"""LENI: a ReLU that keeps, transforms and re-uses the negative half.
 
     Cai, Peng, Shen, *Learn to Enhance the Negative Information in Convolutional Neural Network*, 2023, arXiv 2306.10536.
 
@@ -130,7 +130,7 @@ class LENI(nn.Module):
 
 @MODELS.register_module()
 class LENIConv(BaseModule):
-    """A convolution to half the channels, normalized, whose other half LENI makes of the negative part.
+    """A normalized convolution to half of the channels; LENI makes the other half of its negative part.
 
     This is our reading of the paper's *channel compensation*: ``LENIConv(C_in, C_out)`` yields C_out channels from a kernel
     of half the size. It stands where conv, norm and activation stand, never after a residual addition.

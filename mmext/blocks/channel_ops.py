@@ -42,7 +42,7 @@ def receptive_range(channels: int, hidden: int, groups: tuple[int, int], shuffle
 
 @MODELS.register_module()
 class RefCO(nn.Module):
-    """Sparsely factorized channel operator of FalconNet: grouped 1x1 convolution, norm, activation, channel shuffle.
+    """FalconNet's sparse channel operator: two grouped 1x1 convolutions with full receptive range.
 
     Cai and Shen, *FalconNet: Factorization for the Light-weight ConvNets*, 2023, arXiv 2306.06365.
 

@@ -19,7 +19,7 @@ GRADIENTS = ('paper', 'exact', 'ste')
 
 @MODELS.register_module()
 class BinaryWeightConv2d(GeneratedConv2d):
-    r"""Binary-weight convolution (BWN).
+    r"""Binary weights (BWN): a kernel of signs with one scale per filter.
 
     Rastegari, Ordonez, Redmon, Farhadi, *XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks*,
     ECCV 2016, arXiv 1603.05279.
@@ -84,7 +84,7 @@ class BinaryWeightConv2d(GeneratedConv2d):
 
 @MODELS.register_module()
 class XNORConv2d(ExtConv2d):
-    r"""Convolution of a binarized input with a binary kernel (XNOR-Net).
+    r"""XNOR-Net: binary weights, and an input that is reduced to its signs.
 
     Rastegari, Ordonez, Redmon, Farhadi, *XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks*,
     ECCV 2016, arXiv 1603.05279.

@@ -15,7 +15,7 @@ __all__ = ['ComplexConv2d']
 
 @MODELS.register_module()
 class ComplexConv2d(GeneratedConv2d):
-    r"""Complex-valued convolution as a real one.
+    r"""Complex-valued convolution, computed as a real one.
 
     Trabelsi et al., *Deep Complex Networks*, arXiv 1705.09792.
 

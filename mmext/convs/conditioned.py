@@ -19,7 +19,7 @@ GRID = 16
 
 @MODELS.register_module()
 class ConditionedConv2d(GeneratedConv2d):
-    r"""Dynamic weight re-parameterisation of Conv-INR.
+    r"""Conv-INR's dynamic weights: a kernel plus a residual that is generated from a description of the signal.
 
     Cai, *Conv-INR: Convolutional Implicit Neural Representation for Multimodal Visual Signals*, 2024, arXiv 2406.04249.
 

@@ -21,7 +21,7 @@ NARROW = {'max': 1e-3, 'gauss': 0.03}
 
 @MODELS.register_module()
 class DCLSConv2d(PointConv2d):
-    r"""Dilated convolution with learnable spacings.
+    r"""Dilated convolution with learnable spacings: weighted points at learned positions in a large window.
 
     Khalfaoui-Hassani, Pellegrini and Masquelier, *Dilated Convolution with Learnable Spacings*, ICLR 2023, arXiv 2112.03740;
     the versions ``'v1'``, ``'max'`` and ``'gauss'``: *Dilated Convolution with Learnable Spacings: beyond bilinear

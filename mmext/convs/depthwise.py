@@ -15,7 +15,7 @@ __all__ = ['DepthwiseConv2d']
 
 @MODELS.register_module()
 class DepthwiseConv2d(ExtConv2d):
-    """``nn.Conv2d`` with one kernel per channel, faster on CPUs for large kernels and for training.
+    """``nn.Conv2d`` with one kernel per channel, routed around the slow paths of CPU libraries (ours).
 
     The same parameters, state dict and result (up to rounding) as the ``nn.Conv2d`` it replaces; only the route differs,
     see :func:`mmext.ops.depthwise_conv2d`. On a GPU it is ``nn.Conv2d``. A surgery rule that matches depthwise layers puts

@@ -19,7 +19,7 @@ CLOCKWISE = (3, 0, 1, 6, 4, 2, 7, 8, 5)
 
 @MODELS.register_module()
 class DEConv2d(GeneratedConv2d):
-    r"""Detail-enhanced convolution of DEA-Net (no relation to transposed convolution).
+    r"""Detail-enhanced convolution of DEA-Net: a 3x3 kernel plus four learned difference operators.
 
     *DEA-Net: Single image dehazing based on detail-enhanced convolution and content-guided attention*, IEEE TIP 2024,
     arXiv 2301.04805.

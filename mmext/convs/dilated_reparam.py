@@ -1,4 +1,4 @@
-"""Dilated re-parameterisation: a large depthwise kernel trained beside small dilated ones."""
+"""Dilated re-parameterization: a large depthwise kernel trained beside small dilated ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BRANCHES = {
 
 @MODELS.register_module()
 class DilatedReparamConv2d(ReparamConv2d):
-    r"""Dilated re-param block of UniRepLKNet.
+    r"""Dilated re-param block of UniRepLKNet: a large kernel trained beside small dilated ones, folded into one.
 
     Ding, Zhang et al., *UniRepLKNet: A Universal Perception Large-Kernel ConvNet*, CVPR 2024, arXiv 2311.15599.
 

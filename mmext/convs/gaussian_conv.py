@@ -21,7 +21,7 @@ MIN_SIGMA = 0.1
 
 @MODELS.register_module()
 class GaussianConv2d(GeneratedConv2d):
-    r"""Convolution with the composition of a free-form kernel and a Gaussian.
+    r"""Gaussian composition: a small kernel blurred by a Gaussian of learned covariance.
 
     Shelhamer, Wang and Darrell, *Blurring the Line Between Structure and Learning to Optimize and Adapt Receptive Fields*,
     2019, arXiv 1904.11487.

@@ -17,7 +17,7 @@ __all__ = ['InceptionDWConv2d']
 
 @MODELS.register_module()
 class InceptionDWConv2d(GeneratedConv2d):
-    r"""Inception depthwise convolution of InceptionNeXt.
+    r"""Inception depthwise convolution: a few channels see a square, a row or a column, the others pass.
 
     *InceptionNeXt: When Inception Meets ConvNeXt*, CVPR 2024, arXiv 2303.16900.
 

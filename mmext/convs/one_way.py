@@ -17,7 +17,7 @@ __all__ = ['OneWayConv2d']
 
 @MODELS.register_module()
 class OneWayConv2d(GeneratedConv2d):
-    r"""Convolution compressed before training into filters along a single direction.
+    r"""One-way filters: convolutions along one direction at a time, a kernel of low CP rank.
 
     Boukraichi et al., *A priori compression of convolutional neural networks for wave simulators*, 2023, arXiv 2304.04964.
 

@@ -20,7 +20,7 @@ CACHED_SHAPES = 32
 
 @MODELS.register_module()
 class PartialConv2d(ExtConv2d):
-    r"""Partial convolution, with a mask or against the bias of zero padding.
+    r"""Partial convolution: the padding, or the holes of a mask, count as missing pixels.
 
     Liu et al., *Image Inpainting for Irregular Holes Using Partial Convolutions*, 2018, arXiv 1804.07723, and *Partial
     Convolution based Padding*, 2018, arXiv 1811.11718. No relation to FasterNet's operator of the same name.

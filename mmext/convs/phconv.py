@@ -16,7 +16,7 @@ __all__ = ['PHConv2d']
 
 @MODELS.register_module()
 class PHConv2d(GeneratedConv2d):
-    r"""Parameterised hypercomplex convolution (PHC).
+    r"""Parameterized hypercomplex convolution (PHC): sums of Kronecker products, 1/n of the parameters.
 
     Grassucci, Zhang, Comminiello, *PHNNs: Lightweight Neural Networks via Parameterized Hypercomplex Convolutions*,
     arXiv 2110.04176.

@@ -15,7 +15,7 @@ __all__ = ['RefConv2d']
 
 @MODELS.register_module()
 class RefConv2d(GeneratedConv2d):
-    r"""Re-parameterized refocusing convolution.
+    r"""Re-parameterized refocusing: a trained kernel, frozen, and a learned convolution over the kernel itself.
 
     Cai, Ding et al., *RefConv: Re-parameterized Refocusing Convolution for Powerful ConvNets*, 2023, arXiv 2310.10563.
 

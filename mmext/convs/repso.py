@@ -13,7 +13,7 @@ __all__ = ['RepSO2d']
 
 @MODELS.register_module()
 class RepSO2d(ReparamConv2d):
-    r"""Re-parameterized spatial operator of FalconNet.
+    r"""FalconNet's re-parameterized spatial operator: several depthwise branches that fold into one kernel.
 
     Cai and Shen, *FalconNet: Factorization for the Light-weight ConvNets*, 2023, arXiv 2306.06365.
 

@@ -20,7 +20,7 @@ __all__ = ['ShiftwiseConv2d']
 
 @MODELS.register_module()
 class ShiftwiseConv2d(GeneratedConv2d):
-    r"""Shift-wise convolution (SW).
+    r"""Shift-wise convolution: a large cross-shaped depthwise kernel made of small ones.
 
     CVPR 2025, arXiv 2401.12736.
 

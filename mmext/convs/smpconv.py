@@ -15,7 +15,7 @@ __all__ = ['SMPConv2d']
 
 @MODELS.register_module()
 class SMPConv2d(PointConv2d):
-    r"""Self-moving point convolution.
+    r"""Self-moving points: a kernel of cones around points that move, with learned radii.
 
     *SMPConv: Self-moving Point Representations for Continuous Convolution*, CVPR 2023, arXiv 2304.02330.
 

@@ -15,7 +15,7 @@ __all__ = ['SPDConv2d']
 
 @MODELS.register_module()
 class SPDConv2d(GeneratedConv2d):
-    r"""Space-to-depth followed by a convolution without stride.
+    r"""Space-to-depth instead of a stride, as one convolution.
 
     *No More Strided Convolutions or Pooling: A New CNN Building Block for Low-Resolution Images and Small Objects*,
     ECML-PKDD 2022, arXiv 2208.03641.

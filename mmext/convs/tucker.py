@@ -19,7 +19,7 @@ FACTORS = ('factor_out', 'factor_in', 'factor_rows', 'factor_cols')
 
 @MODELS.register_module()
 class TuckerConv2d(GeneratedConv2d):
-    r"""Convolution with a low-rank kernel in Tucker format.
+    r"""A low-rank kernel in Tucker format, computed in three cheaper steps.
 
     Zangrando, Schotthöfer, Ceruti, Kusch, Tudisco, *Geometry-aware training of factorized layers in tensor Tucker format*,
     NeurIPS 2024 (first titled *Rank-adaptive spectral pruning of convolutional layers during training*), arXiv 2305.19059.

@@ -16,7 +16,7 @@ __all__ = ['WeightedConv2d']
 
 @MODELS.register_module()
 class WeightedConv2d(GeneratedConv2d):
-    r"""Convolution with a density function.
+    r"""A kernel times a fixed or learned density around its center.
 
     Cammarasana and Patanè, *Optimal Density Functions for Weighted Convolution in Learning Models*, 2025, arXiv 2505.24527,
     and *Optimal Weighted Convolution for Classification and Denosing*, 2025, arXiv 2505.24558.

@@ -68,7 +68,7 @@ class _PyramidHead(BaseModule):
 
 @MODELS.register_module()
 class PyramidLinearHead(_PyramidHead):
-    """One linear layer on the concatenated pooled maps of several stages; what :class:`InterflowHead` folds into.
+    """One linear layer on the pooled maps of several stages; what Interflow folds into.
 
     Args:
         in_channels: Width of each stage.
@@ -100,7 +100,7 @@ class PyramidLinearHead(_PyramidHead):
 
 @MODELS.register_module()
 class InterflowHead(_PyramidHead):
-    r"""Attention over the predictions of the stages.
+    r"""Interflow: every stage predicts, and learned weights sum the predictions.
 
     Cai, *Interflow: Aggregating Multi-layer Feature Mappings with Attention Mechanism*, 2021, arXiv 2106.14073. Each of
     the n stages predicts by itself, and one scalar per stage, shared by all classes and images, weighs the predictions:

@@ -43,7 +43,7 @@ class Pick(nn.Module):
 @MODELS.register_module(name='PairHead')
 @shown_by(head='mmdet.RetinaHead', in_channels=8, num_classes=3)
 def pair_head(head: str | dict, **head_args: Any) -> nn.Module:
-    """Build a dense head of mmdet whose input is a pair (cls, reg) per level, as :class:`mmext.necks.SEPC` gives it.
+    """Any dense head of mmdet whose input is a pair (cls, reg) per level, as SEPC gives it (ours).
 
     A dense head sends each level through ``cls_convs`` and, in parallel, through ``reg_convs``. Built with
     ``stacked_convs=0`` both lists are empty; one parameter-free :class:`Pick` in each splits the pair in the head's own,

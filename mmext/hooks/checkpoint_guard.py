@@ -15,7 +15,7 @@ __all__ = ['CheckpointGuardHook']
 
 @HOOKS.register_module()
 class CheckpointGuardHook(Hook):
-    """Look at every checkpoint that reaches the model, be it through the runner or through ``init_cfg``.
+    """Refuses a checkpoint that cannot be right; ``tools/train.py`` and ``tools/test.py`` add it (ours).
 
     It refuses one from which nothing sensible can come, and logs how many tensors fit. mmengine loads with
     ``strict=False``, where a wrong checkpoint is a long warning followed by a model with random weights.

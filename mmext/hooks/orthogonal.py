@@ -20,7 +20,7 @@ __all__ = ['OrthogonalConvHook', 'gor', 'l_orth', 'ocnn', 'self_convolution']
 
 @HOOKS.register_module()
 class OrthogonalConvHook(AuxiliaryLossHook):
-    r"""Adds a loss of orthogonality of the convolutions' kernels, shown in the log as ``loss_orth``.
+    r"""Adds a loss of the kernels' orthogonality (OCNN, L_orth or GOR) to any model, as ``loss_orth``.
 
     With Z the convolution of a kernel K, seen as :math:`C_o` images, with itself (:func:`self_convolution`), and I 1 at the
     center tap of each kernel with itself and 0 elsewhere:

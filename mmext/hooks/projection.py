@@ -16,7 +16,7 @@ __all__ = ['ProjectionHook']
 
 @HOOKS.register_module()
 class ProjectionHook(Hook):
-    """Call ``project_parameters()`` of every module that defines it, before the training and after each of its iterations.
+    """Keeps parameters inside their sets after every step: DCLS positions, SMPConv radii (ours).
 
     DCLS keeps its positions inside of the window so, SMPConv its radii, Gaussian composition its standard deviations. It comes
     before an EMA hook, which then averages what the model computes with; the average is inside of these sets as well.

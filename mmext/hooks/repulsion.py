@@ -16,7 +16,7 @@ __all__ = ['RepulsionHook', 'repulsion']
 
 @HOOKS.register_module()
 class RepulsionHook(AuxiliaryLossHook):
-    r"""Add the repulsive loss of :class:`mmext.convs.dcls.DCLSConv2d` to the model's losses, as ``loss_repulsion``.
+    r"""Adds DCLS's repulsive loss to any model's losses, as ``loss_repulsion``.
 
     Khalfaoui-Hassani, Pellegrini and Masquelier, *Dilated Convolution with Learnable Spacings*, ICLR 2023, arXiv 2112.03740.
 

@@ -21,7 +21,7 @@ __all__ = ['TuckerRankHook', 'augment', 'truncate']
 
 @HOOKS.register_module()
 class TuckerRankHook(Hook):
-    r"""Adapt the channel ranks of every :class:`mmext.convs.TuckerConv2d` while the model trains.
+    r"""Lets the channel ranks of Tucker convolutions grow and shrink while the model trains.
 
     Zangrando, Schotthöfer, Ceruti, Kusch, Tudisco, *Geometry-aware training of factorized layers in tensor Tucker format*,
     NeurIPS 2024, arXiv 2305.19059. Every ``interval`` steps, for the factors :math:`U_1, U_2` of the channels:

@@ -13,7 +13,7 @@ __all__ = ['ConvolutionAwareInit', 'convolution_aware_', 'fourier_basis']
 
 @WEIGHT_INITIALIZERS.register_module()
 class ConvolutionAwareInit(BaseInit):
-    r"""Draws kernels whose spectra are orthonormal, then scales them as He's initialization does.
+    r"""Kernels whose spectra are orthonormal, scaled as He's initialization scales them.
 
     Aghajanyan, *Convolution Aware Initialization*, arXiv 1702.06295.
 

@@ -28,7 +28,7 @@ REPARAMS: dict[str, dict] = {
 
 @MODELS.register_module()
 class ConvINR(CoordNetwork):
-    r"""Convolutional implicit neural representation.
+    r"""Conv-INR: convolutions over the grid of coordinates, with three re-parameterizations that fold.
 
     Cai, *Conv-INR: Convolutional Implicit Neural Representation for Multimodal Visual Signals*, 2024, arXiv 2406.04249.
 
@@ -37,8 +37,8 @@ class ConvINR(CoordNetwork):
     .. math:: Z_0 = V, \qquad Z_l = \phi(\mathrm{BN}(K_l * Z_{l-1} + b_l)), \qquad y = K * Z_L + b
 
     That the network is convolutional at full resolution, the order of convolution, batch norm and activation, the names of
-    the re-parameterisations, and that they vanish after training are the author's. Width, depth, the plain output layer and
-    the algebra of the re-parameterisations are our reading:
+    the re-parameterizations, and that they vanish after training are the author's. Width, depth, the plain output layer and
+    the algebra of the re-parameterizations are our reading:
 
     - ``'structural'``: parallel branches with a batch norm each, :class:`mmext.convs.ReparamConv2d`;
     - ``'static'``: a learned convolution over the kernel itself, :class:`mmext.RefConv2d` with a basis that learns;

@@ -19,7 +19,7 @@ __all__ = ['CoordMLP']
 
 @MODELS.register_module()
 class CoordMLP(CoordNetwork):
-    r"""A perceptron from coordinates to values, each hidden layer a linear map, a norm and an activation.
+    r"""A perceptron over coordinates, with encoding, activation and norm by config.
 
     .. math:: z_0 = \mathrm{encode}(p), \qquad z_l = \phi(\mathrm{norm}(W_l z_{l-1} + b_l)), \qquad y = W z_L + b
 

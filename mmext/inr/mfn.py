@@ -17,7 +17,7 @@ __all__ = ['MFN']
 
 @MODELS.register_module()
 class MFN(CoordNetwork):
-    r"""Multiplicative filter network.
+    r"""Multiplicative filter network: products of sinusoids or Gabor filters of the coordinates.
 
     Fathony et al., *Multiplicative Filter Networks*, ICLR 2021, not on arXiv; WIRE's repository (arXiv 2301.05187) has a copy
     of the released code as a baseline.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmext.registry import MODELS
 
-__all__ = ['Downsampling', 'IdentityOperator', 'MeasurementOperator']
+__all__ = ['DownsamplingOperator', 'IdentityOperator', 'MeasurementOperator']
 
 
 class MeasurementOperator(nn.Module):
@@ -87,7 +87,7 @@ class MeasurementOperator(nn.Module):
 
 @MODELS.register_module()
 class IdentityOperator(MeasurementOperator):
-    """Every pixel is measured: fitting an image (ours), with noise: removing it.
+    """Every pixel is measured: fitting a picture, and with noise removing it (ours).
 
     Args:
         noise: See :class:`mmext.inr.MeasurementOperator`.
@@ -107,7 +107,7 @@ class IdentityOperator(MeasurementOperator):
 
 
 @MODELS.register_module()
-class Downsampling(MeasurementOperator):
+class DownsamplingOperator(MeasurementOperator):
     r"""Means over blocks of pixels are measured: super-resolution (ours).
 
     The coordinate network is a function of continuous positions; trained on the coarse pixels, it is evaluated on the finer
@@ -130,9 +130,9 @@ class Downsampling(MeasurementOperator):
     def __init__(self, factor: int = 4, points: str = 'centers', noise: float = 0.0, seed: int = 0) -> None:
         super().__init__(noise, seed)
         if points not in ('centers', 'all'):
-            raise ValueError(f"Downsampling needs points 'centers' or 'all', got {points=}")
+            raise ValueError(f"DownsamplingOperator needs points 'centers' or 'all', got {points=}")
         if factor < 1:
-            raise ValueError(f'Downsampling needs a factor of at least 1, got {factor=}')
+            raise ValueError(f'DownsamplingOperator needs a factor of at least 1, got {factor=}')
         self.factor = factor
         self.points = points
 
@@ -149,7 +149,7 @@ class Downsampling(MeasurementOperator):
         height, width, channels = image.shape
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f'Downsampling with factor={self.factor} needs an image of whole blocks, got {height} x {width}; set size '
+                f'DownsamplingOperator with factor={self.factor} needs an image of whole blocks, got {height} x {width}; set size '
                 f'to {self._whole(height)}, {self._whole(width)}'
             )
         blocks = image.view(height // self.factor, self.factor, width // self.factor, self.factor, channels)

@@ -20,7 +20,7 @@ __all__ = ['RadonOperator']
 
 @MODELS.register_module()
 class RadonOperator(MeasurementOperator):
-    r"""The Radon transform: parallel rays through a square image, summed at several angles (computed tomography).
+    r"""Computed tomography: the Radon transform, equal to scikit-image's, as one sparse product (ours).
 
     Radon, *Über die Bestimmung von Funktionen durch ihre Integralwerte längs gewisser Mannigfaltigkeiten*, 1917; discretized
     as scikit-image's ``radon`` with ``circle=True``, which it equals up to rounding. At the angle t detector x sees

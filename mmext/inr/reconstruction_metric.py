@@ -20,7 +20,7 @@ _SMALLEST_ERROR = 2.0**-48
 
 @METRICS.register_module()
 class ReconstructionMetric(BaseMetric):
-    """PSNR, SSIM and bits per pixel of a predicted image (ours, of the usual definitions).
+    """PSNR, SSIM and bits per pixel of a reconstruction, beside those of the classical one (ours).
 
     Reported are ``PSNR`` and ``SSIM`` of the prediction, limited to [0, 1], the same of the operator's own reconstruction as
     ``baseline_PSNR`` and ``baseline_SSIM`` where the samples have one, and ``bpp``; each the mean over the samples. See

@@ -18,7 +18,7 @@ __all__ = ['SignalHook']
 
 @HOOKS.register_module()
 class SignalHook(Hook):
-    """Shows a :class:`mmext.SignalModel` its signal, and freezes the statistics of its norms when they count (ours).
+    """Shows a coordinate network its signal, and freezes the statistics of its norms when they count (ours).
 
     - Before the first iteration, networks that generate weights from a description of the signal are shown it.
     - Before each validation, and in each saved checkpoint, norms over positions have the exact statistics of the grid that

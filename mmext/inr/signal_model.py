@@ -25,7 +25,7 @@ __all__ = ['SignalModel']
 
 @MODELS.register_module()
 class SignalModel(BaseModel):
-    r"""A coordinate network f, trained on a measurement of the one signal that it represents (ours, the common frame).
+    r"""A coordinate network f, trained on a measurement of the one signal that it represents (ours).
 
     .. math:: \min_\theta \; \frac 1 m \sum_k |(A\,x_\theta - y)_k|^2, \qquad x_\theta(p) = \frac{f_\theta(p) - a}{b - a}
 

@@ -23,7 +23,7 @@ __all__ = ['SignalPictureHook']
 
 @HOOKS.register_module()
 class SignalPictureHook(Hook):
-    """Draws what a :class:`mmext.SignalModel` has learnt, after each validation and each test (ours).
+    """Draws what a coordinate network has learned, after each validation and each test (ours).
 
     ``iter_000500.png``, or ``test.png``, shows the first sample: target, prediction and, where the operator has one, its own
     reconstruction, with the error and the spectra, see :func:`mmext.inr.draw_reconstruction`. ``progress.png`` shows PSNR

@@ -22,7 +22,7 @@ __all__ = ['SPW']
 
 @MODELS.register_module()
 class SPW(CoordNetwork):
-    r"""A coordinate network with semantic priors in its weights.
+    r"""A coordinate network with semantic priors: its weights are generated from a description of the signal.
 
     Cai, Shen, *Encoding Semantic Priors into the Weights of Implicit Neural Representation*, 2024, arXiv 2406.04178.
 

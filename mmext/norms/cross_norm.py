@@ -15,7 +15,7 @@ __all__ = ['CrossNorm']
 
 @MODELS.register_module()
 class CrossNorm(PositionNorm):
-    r"""Cross normalization of coordinate networks.
+    r"""Cross normalization: every entry by the statistics of its row and of its column.
 
     Cai, Zhu, Shen, Wang, Cao, *Towards the Spectral bias Alleviation by Normalizations in Coordinate Networks*, 2024,
     arXiv 2407.17834.

@@ -14,7 +14,7 @@ __all__ = ['GlobalNorm']
 
 @MODELS.register_module()
 class GlobalNorm(PositionNorm):
-    r"""Global normalization of coordinate networks (not group normalization, which is torch's ``GN``).
+    r"""Global normalization: one mean and one variance for all positions and channels.
 
     Cai, Zhu, Shen, Wang, Cao, *Towards the Spectral bias Alleviation by Normalizations in Coordinate Networks*, 2024,
     arXiv 2407.17834.

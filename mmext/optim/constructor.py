@@ -21,7 +21,7 @@ FIELDS = {'lr_mult': 'lr', 'decay_mult': 'weight_decay'}
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerOptionsConstructor:
-    """A constructor of optimizers that also asks the layers, on top of mmengine's or any other one.
+    """Gives layers the learning rates and decays that they ask for, beside the config's (ours).
 
     A module may define ``optim_options()``, a mapping of the names of its own parameters to
     ``dict(lr_mult=..., decay_mult=...)``: DCLS's positions learn five times as fast and do not decay, SMPConv's radii a tenth

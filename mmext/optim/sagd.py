@@ -102,7 +102,7 @@ class _Progress:
 
 @OPTIMIZERS.register_module()
 class SAGD(torch.optim.SGD):
-    r"""SGD whose finished step is turned around with the probability of simulated annealing.
+    r"""SGD with simulated annealing: now and then a step uphill.
 
     Cai, *SA-GD: Improved Gradient Descent Learning Strategy with Simulated Annealing*, 2021, arXiv 2107.07558.
 

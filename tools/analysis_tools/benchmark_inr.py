@@ -6,7 +6,7 @@ Medians of thread CPU time, contenders in turns in one process, each compared wi
 
 - train: a full-batch step (forward, mean squared error, backward, Adam) of the 28 x 10 perceptron on 512 x 512, each norm
   against batch norm;
-- fold: Conv-INR 32 x 10 on 256 x 256, folded from each re-parameterisation, against the plain network of that form;
+- fold: Conv-INR 32 x 10 on 256 x 256, folded from each re-parameterization, against the plain network of that form;
 - eval: the 28 x 10 perceptron with frozen statistics on 512 x 512, and with its norms fused, against the one without norms;
 - radon: forward and backward of mmext.RadonOperator on 256 x 256, against sampling a rotated image for each view.
 

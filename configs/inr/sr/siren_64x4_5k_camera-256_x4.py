@@ -2,7 +2,7 @@ _base_ = '../_base_/camera-256_5k.py'
 # Trained on 64 x 64 block means, each compared with the mean of the network over the block, and evaluated on 256 x 256.
 model = dict(
     type='mmext.SignalModel',
-    operator=dict(type='mmext.Downsampling', factor=4, points='all'),
+    operator=dict(type='mmext.DownsamplingOperator', factor=4, points='all'),
     network=dict(
         type='mmext.CoordMLP',
         out_features=1,

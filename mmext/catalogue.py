@@ -1,0 +1,187 @@
+"""``python -m mmext.catalogue``: print every list of the pack from the components themselves.
+
+    python -m mmext.catalogue                  # which lists differ from the files
+    python -m mmext.catalogue --write          # write them all
+    python -m mmext.catalogue docs/catalogue.md
+
+The lists are the table of components, mim's index of models, the index of configs, and the public surface (names, arguments,
+defaults). Nothing in them is written by hand. A test compares them with what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmext.registry import ALL
+
+__all__ = ['LISTS', 'Entry', 'entries', 'main']
+
+ROOT = Path(__file__).parents[1]
+#: What a component says if it follows no paper.
+OURS = re.compile(r'\(ours\b')
+
+
+class Entry(NamedTuple):
+    """A registered component, as its own code describes it.
+
+    Args:
+        name: As in ``type='mmext.NAME'``.
+        kind: The folder, or the file, of ``mmext`` that it lives in.
+        slug: The name of its system: its file's.
+        text: The first line of its docstring.
+        paper: Title and arXiv number, None where it is ours or a part of what its file's first component cites.
+        component: The class or function.
+    """
+
+    name: str
+    kind: str
+    slug: str
+    text: str
+    paper: tuple[str, str] | None
+    component: Any
+
+
+def entries() -> list[Entry]:
+    """Return all registered components, by kind and name."""
+    found = []
+    for registry in ALL.values():
+        registry.import_from_location()
+        for name, component in registry.module_dict.items():
+            kind, _, rest = component.__module__.removeprefix('mmext.').partition('.')
+            doc = inspect.getdoc(component) or ''
+            text = doc.partition('\n')[0]
+            found.append(Entry(name, kind, rest or kind, text, _paper(doc), component))
+    return sorted(found, key=lambda entry: (entry.kind, entry.slug, entry.name))
+
+
+def _paper(doc: str) -> tuple[str, str] | None:
+    cited = re.search(r'\*([^*]+)\*[^*]*?arXiv (\d{4}\.\d{5})', doc)
+    number = re.search(r'arXiv (\d{4}\.\d{5})', doc)
+    if cited:
+        return ' '.join(cited[1].split()), cited[2]
+    return (f'arXiv {number[1]}', number[1]) if number else None
+
+
+def catalogue() -> str:
+    """Return the table of components, a section for each kind."""
+    lines = ['# Catalogue', '', 'Printed by `python -m mmext.catalogue docs/catalogue.md`. Do not edit.', '']
+    kind = None
+    for entry in entries():
+        if entry.kind != kind:
+            kind = entry.kind
+            title = (inspect.getdoc(importlib.import_module(f'mmext.{kind}')) or '').partition('\n')[0]
+            lines += ['' if lines[-1] else '', f'## {kind}', '', title, '']
+            lines += ['| component | what it is | paper | configs |', '| :-- | :-- | :-- | :-- |']
+        paper = f'[{entry.paper[0]}](https://arxiv.org/abs/{entry.paper[1]})' if entry.paper else ''
+        folder = f'[{entry.slug}](../configs/{entry.slug})' if (ROOT / 'configs' / entry.slug).is_dir() else ''
+        lines.append(f'| `mmext.{entry.name}` | {_markdown(entry.text)} | {paper} | {folder} |')
+    return re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)) + '\n'
+
+
+def _markdown(text: str) -> str:
+    """Turn the roles of a docstring into Markdown."""
+    text = re.sub(r':(?:class|func|mod|meth):`~?(?:mmext\.)?([\w.]+)`', r'`\1`', text)
+    text = re.sub(r':math:`([^`]+)`', lambda m: f'${m[1]}$'.replace('|', '\\|'), text)
+    return text.replace('``', '`')
+
+
+def model_index() -> str:
+    """Return the index that mim reads."""
+    return '\n'.join(['Import:', *(f'  - {path}' for path in _folders('metafile.yml'))]) + '\n'
+
+
+def _folders(name: str) -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs').glob(f'*/{name}'))
+
+
+def config_index() -> str:
+    """Return the index of the folder of configs."""
+    lines = ['# Configs', '', 'Printed by `python -m mmext.catalogue configs/README.md`. Do not edit.', '']
+    lines += ['| folder | system | tasks | configs |', '| :-- | :-- | :-- | --: |']
+    for path in _folders('README.md'):
+        folder = (ROOT / path).parent
+        title = (ROOT / path).read_text().partition('\n')[0].lstrip('# ')
+        configs = [p for p in folder.rglob('*.py') if '_base_' not in p.parts]
+        tasks = sorted({p.relative_to(folder).parts[0] for p in configs})
+        lines.append(f'| [{folder.name}]({folder.name}) | {title} | {", ".join(tasks)} | {len(configs)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def surface() -> str:
+    """Return every public name with its arguments and defaults, one a line, so that a review sees a rename."""
+    return ''.join(f'{line}\n' for line in _signatures())
+
+
+def _signatures() -> Iterator[str]:
+    for entry in entries():
+        arguments = [_argument(p) for p in _parameters(entry.component)]
+        yield f'{entry.kind} mmext.{entry.name}({", ".join(arguments)})'
+
+
+def _parameters(component: Any) -> Iterator[inspect.Parameter]:
+    """Go through the arguments of a component, and of its bases in the pack where it passes them on."""
+    seen = set()
+    classes = component.__mro__ if inspect.isclass(component) else [component]
+    for layer in classes:
+        own = layer.__dict__.get('__init__') if inspect.isclass(layer) else layer
+        if own is None or not layer.__module__.startswith('mmext.'):
+            continue
+        parameters = list(inspect.signature(own).parameters.values())
+        for parameter in parameters:
+            passed_on = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if parameter.name not in seen and parameter.name != 'self' and not passed_on:
+                seen.add(parameter.name)
+                yield parameter
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    default = parameter.default
+    return parameter.name if default is parameter.empty else f'{parameter.name}={default!r}'
+
+
+#: What is printed into which file.
+LISTS: dict[str, Callable[[], str]] = {
+    'docs/catalogue.md': catalogue,
+    'model-index.yml': model_index,
+    'configs/README.md': config_index,
+    'docs/surface.txt': surface,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one list, write all, or name those that differ from their files; return 1 if any does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('list', nargs='?', choices=LISTS, help='print this one')
+    parser.add_argument('--write', action='store_true', help='write every list into its file')
+    args = parser.parse_args(argv)
+    if args.list:
+        sys.stdout.write(LISTS[args.list]())
+        return 0
+    stale = {path: text for path, make in LISTS.items() if (text := make()) != _read(ROOT / path)}
+    for path, text in stale.items():
+        if args.write:
+            partial = ROOT / f'{path}.partial'
+            partial.write_text(text)
+            os.replace(partial, ROOT / path)
+        sys.stdout.write(
+            f'{path} {"is written" if args.write else "is out of date: python -m mmext.catalogue --write"}\n'
+        )
+    return int(bool(stale) and not args.write)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ''
+
+
+if __name__ == '__main__':
+    sys.exit(main())
