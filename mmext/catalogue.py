@@ -4,15 +4,17 @@
     python -m mmext.catalogue --write          # write them all
     python -m mmext.catalogue docs/catalogue.md
 
-The lists are the table of components, mim's index of models, the index of configs, and the public surface (names, arguments,
-defaults). Nothing in them is written by hand. A test compares them with what is there.
+The lists are the table of components, the README's summary of it, the tools, mim's index of models, the index of configs, and
+the public surface (names, arguments, defaults). Nothing in them is written by hand. A test compares them with what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -77,8 +79,7 @@ def catalogue() -> str:
     for entry in entries():
         if entry.kind != kind:
             kind = entry.kind
-            title = (inspect.getdoc(importlib.import_module(f'mmext.{kind}')) or '').partition('\n')[0]
-            lines += ['' if lines[-1] else '', f'## {kind}', '', title, '']
+            lines += ['', f'## {kind}', '', _markdown(_title(kind)), '']
             lines += ['| component | what it is | paper | configs |', '| :-- | :-- | :-- | :-- |']
         paper = f'[{entry.paper[0]}](https://arxiv.org/abs/{entry.paper[1]})' if entry.paper else ''
         folder = f'[{entry.slug}](../configs/{entry.slug})' if (ROOT / 'configs' / entry.slug).is_dir() else ''
@@ -149,8 +150,40 @@ def _argument(parameter: inspect.Parameter) -> str:
     return parameter.name if default is parameter.empty else f'{parameter.name}={default!r}'
 
 
+def tools() -> str:
+    """Return the list of the tools, by what their own docstrings say."""
+    lines = [
+        '# Tools',
+        '',
+        'Printed by `python -m mmext.catalogue tools/README.md`. Do not edit. Each tool explains itself with `--help`.',
+    ]
+    lines += ['', '| tool | what it does |', '| :-- | :-- |']
+    for path in sorted((ROOT / 'tools').rglob('*.py'), key=lambda p: (len(p.parts), p)):
+        source = path.read_text()
+        if "__name__ == '__main__'" in source:
+            name, text = path.relative_to(ROOT / 'tools').as_posix(), ast.get_docstring(ast.parse(source)) or ''
+            lines.append(f'| [{name}]({name}) | {_markdown(text.partition(chr(10))[0])} |')
+    return '\n'.join(lines) + '\n'
+
+
+def readme() -> str:
+    """Return the README with the table of what is inside."""
+    rows = ['| folder of `mmext` | components | what they are |', '| :-- | --: | :-- |']
+    for kind, found in itertools.groupby(entries(), key=lambda entry: entry.kind):
+        rows.append(f'| [{kind}](docs/catalogue.md#{kind}) | {len(list(found))} | {_markdown(_title(kind))} |')
+    text, mark = _read(ROOT / 'README.md'), '<!-- printed by python -m mmext.catalogue README.md -->\n'
+    before, _, rest = text.partition(mark)
+    return before + mark + '\n'.join(rows) + '\n<!-- end -->' + rest.partition('<!-- end -->')[2]
+
+
+def _title(kind: str) -> str:
+    return (inspect.getdoc(importlib.import_module(f'mmext.{kind}')) or '').partition('\n')[0]
+
+
 #: What is printed into which file.
 LISTS: dict[str, Callable[[], str]] = {
+    'README.md': readme,
+    'tools/README.md': tools,
     'docs/catalogue.md': catalogue,
     'model-index.yml': model_index,
     'configs/README.md': config_index,

@@ -228,8 +228,3 @@ def test_system_has_readme_and_metafile(system):
         assert row['In Collection'] == collection['Name']
         assert f'({row["Config"].removeprefix(f"configs/{system}/")})' in readme, 'the README has a row for each config'
     assert 'verified here' in readme.lower()
-
-
-def test_model_index_lists_every_metafile():
-    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-    assert index['Import'] == [f'configs/{system}/metafile.yml' for system in SYSTEMS]

@@ -5,34 +5,22 @@ import re
 from pathlib import Path
 
 import pytest
+from registered import COMPONENTS
 
 import mmext
+from mmext.catalogue import LISTS
 from mmext.registry import ALL
 
 PACKAGE = Path(mmext.__file__).parent
 FILES = sorted(PACKAGE.rglob('*.py'))
 
-for registry in ALL.values():
-    registry.import_from_location()
-COMPONENTS = {name: component for registry in ALL.values() for name, component in registry.module_dict.items()}
-# Components that are ours and follow no paper.
-OURS = {
-    'CheckpointGuardHook',
-    'DepthwiseConv2d',
-    'DownsamplingOperator',
-    'IdentityOperator',
-    'LayerOptionsConstructor',
-    'PairHead',
-    'ProjectionHook',
-    'RadonOperator',
-    'ReconstructionMetric',
-    'SignalDataset',
-    'SignalHook',
-    'SignalModel',
-    'SignalPictureHook',
-    'folded',
-    'swap_layers',
-}
+ROOT = PACKAGE.parent
+FRAMES = ('inr',)
+# What serves every family asks contracts, and names none.
+GENERIC = [
+    *(PACKAGE / f'{name}.py' for name in ('checkpoints', 'cli', 'contracts', 'deploy', 'errors', 'export', 'folding')),
+    *(p for p in (ROOT / 'tools').rglob('*.py') if not p.stem.endswith(FRAMES) and p.stem != 'demo'),
+]
 
 
 def module_level(tree: ast.Module) -> list[ast.stmt]:
@@ -89,8 +77,39 @@ def test_component_names_its_paper(name):
     # A part of a system may leave the citation to the file's other classes.
     source = Path(PACKAGE, *component.__module__.split('.')[1:]).with_suffix('.py').read_text()
     cites = re.search(r'arXiv \d{4}\.\d{5}', source)
-    assert bool(cites) != (name in OURS), f'{name}: cite the paper as "arXiv 0000.00000", or list it in OURS'
+    ours = re.search(r'\(ours\b', doc.partition('\n\n')[0])
+    assert bool(cites) != bool(ours), f'{name}: cite the paper as "arXiv 0000.00000", or say "(ours)" in the first line'
 
 
-def test_list_of_our_own_components_is_up_to_date():
-    assert set(COMPONENTS) >= OURS
+@pytest.mark.parametrize('path', GENERIC, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_generic_file_names_no_family(path):
+    """A family is a frame (coordinate networks) or a system; the few names are those of the pack's own machinery."""
+    tree = ast.parse(path.read_text())
+    imports = [
+        f'{node.module}.{alias.name}'
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level
+        for alias in node.names
+    ]
+    assert not [name for name in imports if name.startswith(tuple(f'mmext.{frame}' for frame in FRAMES))]
+    classes = {
+        name for name, c in COMPONENTS.items() if c.__module__.startswith(tuple(f'mmext.{frame}.' for frame in FRAMES))
+    }
+    words = set(re.findall(r'\w+', path.read_text()))
+    assert not words & classes
+
+
+def test_names_are_imported_where_the_documentation_says_they_are():
+    for name, component in COMPONENTS.items():
+        assert getattr(mmext, name) is component
+    with pytest.raises(AttributeError, match='neither a component nor a module'):
+        _ = mmext.NoSuchLayer
+
+
+def test_a_name_stands_in_one_registry_only():
+    assert len(COMPONENTS) == sum(len(registry.module_dict) for registry in ALL.values())
+
+
+@pytest.mark.parametrize('path', LISTS)
+def test_printed_list_is_up_to_date(path):
+    assert LISTS[path]() == (ROOT / path).read_text(), 'python -m mmext.catalogue --write'

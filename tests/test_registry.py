@@ -204,18 +204,9 @@ def test_builds_from_every_scope(kind, name, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     for scope in SCOPES:
         with in_scope(scope):
-            try:
-                built = build(kind, name)
-            except TypeError as error:
-                if name in ARGUMENTS or 'missing' not in str(error):
-                    raise
-                pytest.fail(f'mmext.{name} needs arguments: add its smallest ones to ARGUMENTS in tests/registered.py')
+            built = build(kind, name)  # fails where the component's `example` lacks an argument
         if inspect.isclass(component := ALL[kind].module_dict[name]):
             assert type(built) is component
-
-
-def test_every_entry_of_the_table_is_registered():
-    assert set(ARGUMENTS) <= {name for _, name in COMPONENTS}
 
 
 def bare_names(code: str) -> list[str]:

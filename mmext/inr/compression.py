@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mmext.norms.position_norm import frozen_names
+from mmext.contracts import optional_state
 
 __all__ = ['stored_bits']
 
@@ -15,5 +15,5 @@ def stored_bits(network: nn.Module) -> int:
     Frozen statistics of the norms over positions do not count: whoever evaluates the whole grid finds them anew. The running
     statistics of batch norm do, as in the results of the released image fitting code.
     """
-    frozen = frozen_names(network)
+    frozen = optional_state(network)
     return sum(8 * t.element_size() * t.numel() for name, t in network.state_dict().items() if name not in frozen)

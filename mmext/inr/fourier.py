@@ -18,7 +18,7 @@ __all__ = ['MaskedFourierOperator']
 
 @MODELS.register_module()
 class MaskedFourierOperator(MeasurementOperator):
-    r"""Magnetic resonance imaging: a part of the Fourier transform, :math:`y = M F x`, by three masks (ours).
+    r"""Magnetic resonance imaging: a part of the Fourier transform, :math:`y = M F x`, by three masks.
 
     F is the orthonormal discrete Fourier transform and M picks the frequencies that one of three patterns measures (ours;
     the first is the two-dimensional form of the one in Tancik et al., *Fourier Features Let Networks Learn High Frequency

@@ -149,8 +149,8 @@ class DownsamplingOperator(MeasurementOperator):
         height, width, channels = image.shape
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f'DownsamplingOperator with factor={self.factor} needs an image of whole blocks, got {height} x {width}; set size '
-                f'to {self._whole(height)}, {self._whole(width)}'
+                f'DownsamplingOperator with factor={self.factor} needs an image of whole blocks, got {height} x {width}; set '
+                f'size to {self._whole(height)}, {self._whole(width)}'
             )
         blocks = image.view(height // self.factor, self.factor, width // self.factor, self.factor, channels)
         return blocks.mean((1, 3))
