@@ -35,9 +35,40 @@ def test_a_wave_is_one_spike(a, b):
 
 
 def test_orientation_counts_only_without_folding():
+    """The frequencies -2 and 3 are those of the entry (30, 3), and of its conjugate (2, 29)."""
     opposite = wave(32, -2, 3)
     assert diagonal_spectrum(opposite, crop=None).argmax() + 1 == 31
     assert diagonal_spectrum(opposite, crop=None, fold=True).argmax() + 1 == 5
+
+
+@pytest.mark.parametrize(
+    ('n', 'a', 'b', 'k'), [(8, 6, 1, 7), (8, 1, 6, 7), (8, 2, 7, 7), (8, 3, 5, 8), (8, 5, 3, 8), (7, 6, 6, 2)]
+)
+def test_of_two_conjugate_entries_the_one_with_the_smaller_sum_counts(n, a, b, k):
+    expected = torch.zeros(2 * n - 2, dtype=torch.float64)
+    expected[k - 1] = n**2 / 2
+    torch.testing.assert_close(diagonal_spectrum(wave(n, a, b), crop=None), expected, rtol=0, atol=1e-9)
+
+
+def test_the_official_codes_values():
+    torch.manual_seed(0)
+    spectrum = diagonal_spectrum(torch.randn(1, 64, 64), crop=None)
+    assert [round(float(spectrum[k - 1]), 1) for k in (40, 50, 63)] == [2072.8, 2590.1, 3710.1]
+
+
+@pytest.mark.parametrize('n', [7, 8, 16, 33])
+@pytest.mark.parametrize('fold', [False, True])
+def test_each_pair_of_conjugates_counts_once(n, fold):
+    image = torch.randn(3, n, n, dtype=torch.float64)
+    magnitude = torch.fft.fft2(image).abs().sum(0)
+    expected = torch.zeros(2 * n - 1, dtype=torch.float64)
+    seen = set()
+    for i, j in sorted(((i, j) for i in range(n) for j in range(n)), key=sum):  # the smaller sum comes first
+        if ((n - i) % n, (n - j) % n) not in seen:
+            seen.add((i, j))
+            k = min(i, n - i) + min(j, n - j) if fold else i + j
+            expected[k] += magnitude[i, j]
+    torch.testing.assert_close(diagonal_spectrum(image, crop=None, fold=fold), expected[1:])
 
 
 def test_cropped_spectrum_is_the_sum_over_the_first_quadrant():

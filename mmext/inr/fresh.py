@@ -36,13 +36,15 @@ def diagonal_spectrum(image: Tensor, crop: int | None = 64, fold: bool = False) 
 
     .. math:: S_k = \sum_{i + j = k} \sum_c |\mathrm{FFT}(Y_c)_{ij}|, \qquad k = 1 \dots K
 
-    over the half of the plane that is not conjugate to the other. The constant part, k = 0, is left out.
+    over one of every two conjugate entries, (i, j) and (n - i, n - j): the one with the smaller i + j, of equal ones that with
+    :math:`i \le j`. In the first row and column it is the one with a frequency up to n/2. The constant part, k = 0, is left
+    out.
 
     Args:
         image: (C, H, W) or (H, W). It is resized to a square of its shorter side, of 1024 at most, where it is none.
-        crop: K, or None for all of the 2n - 2 diagonals of the spectrum.
+        crop: K, or None for all of the 2n - 2 diagonals of the spectrum. Those beyond k = n are empty.
         fold: Take waves of both orientations by the absolute values of their frequencies (ours). In the original, one whose
-            frequencies differ in sign lands far up, near k = n, which cropping removes.
+            frequencies differ in sign lands at n minus the difference of their magnitudes, which cropping may remove.
     """
     image = image[None] if image.ndim == 2 else image
     image = image.detach().float() if image.dtype != torch.float64 else image.detach()
@@ -52,9 +54,10 @@ def diagonal_spectrum(image: Tensor, crop: int | None = 64, fold: bool = False) 
     magnitude = torch.fft.fft2(image).abs().sum(0)
     index = torch.arange(side, device=image.device)
     rows, columns = torch.meshgrid(index, index, indexing='ij')
-    # Of every pair of conjugates, (i, j) and (n - i, n - j), the one that comes first is kept.
-    conjugate = ((side - rows) % side) * side + (side - columns) % side
-    magnitude = magnitude * (rows * side + columns <= conjugate)
+    total = rows + columns
+    on_axis = (rows == 0) | (columns == 0)
+    kept = torch.where(on_axis, total <= side // 2, (total < side) | ((total == side) & (rows <= columns)))
+    magnitude = magnitude * kept
     if fold:
         rows, columns = torch.minimum(rows, side - rows), torch.minimum(columns, side - columns)
     spectrum = magnitude.new_zeros(2 * side - 1).index_add_(0, (rows + columns).flatten(), magnitude.flatten())
