@@ -55,7 +55,8 @@ def test_every_file_is_one_system_with_official_layers_and_configs():
 #: Files whose keys are those of plain convolutions, or of any file of their framework.
 LIKE_OTHERS = {
     'binary_weight, plain keys',
-    'complex_conv, Keras',
+    'complex_conv, Keras on TensorFlow',
+    'complex_conv, Keras on Theano',
     'partial_conv, plain keys',
     'spd_conv, plain keys',
 }

@@ -10,8 +10,9 @@ from mmext.converters import convert
 pytestmark = pytest.mark.usefixtures('double_precision')
 
 
-def test_phc_bias_is_dropped_and_linear_layers_fold():
-    layer, linear = PHCOfficial(), PHMOfficial()
+@pytest.mark.parametrize('names', ['as', 'AS'])
+def test_phc_bias_is_dropped_and_linear_layers_fold(names):
+    layer, linear = PHCOfficial(), PHMOfficial(names)
     state = {f'{n}.{k}': v for n, m in (('conv', layer), ('fc', linear)) for k, v in m.state_dict().items()}
     new = convert('phconv', state)
     assert new.layers == ['conv', 'fc']
@@ -26,3 +27,4 @@ def test_phc_leaves_other_dimensions_alone():
     new = convert('phconv', state)
     assert new.layers == ['']
     assert new.state['audio.F'] is state['audio.F']
+    assert new.notes == ['audio is left as it is: no layer of ours computes what it does']

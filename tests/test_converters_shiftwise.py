@@ -73,7 +73,42 @@ def test_shiftwise_asks_where_the_file_does_not_tell():
         UsageError, match=r'convolves 8 of its channels, which could be \[11, 12\] in all; --options chan'
     ):
         convert('shiftwise', state)
-    with pytest.raises(UsageError, match=r"ghost_ratio= needs a number, got 'a'"):
-        convert('shiftwise', state, {'ghost_ratio': 'a'})
-    with pytest.raises(UsageError, match=r'convolves 8 of 12 channels, not 10; --options ghost_ratio'):
+    for wrong in ('a', 'nan', '1', '-0.1'):
+        with pytest.raises(UsageError, match=rf"ghost_ratio= needs a number from 0 to 0.99, got '{wrong}'"):
+            convert('shiftwise', state, {'ghost_ratio': wrong})
+    with pytest.raises(UsageError, match=r'convolves 8 of 12 channels, not 10; --options ghost_ratio=0.228'):
         convert('shiftwise', state, {'channels': '12', 'ghost_ratio': '0.1'})
+    with pytest.raises(UsageError, match=r'convolves 8 of 5 channels, not 2; --options channels=NUMBER is that of all'):
+        convert('shiftwise', state, {'channels': '5'})
+
+
+def count_of_v1(channels):
+    return channels - int(0.23 * channels)
+
+
+@pytest.mark.parametrize('channels', [96, 192, 384, 768])
+def test_the_ratio_of_v1_networks_is_named(channels):
+    """They cut the number of channels that pass, where later networks cut that of the channels that are convolved."""
+    state = ShiftwiseOfficial(channels, count=count_of_v1(channels)).state_dict()
+    with pytest.raises(
+        UsageError, match=r"--options ghost_ratio=0.228, the v1 networks' number, and build the layers with"
+    ):
+        convert('shiftwise', state, {'channels': str(channels)})
+
+
+@pytest.mark.parametrize(('channels', 'count', 'ratio'), [(96, 74, 0.228), (64, 50, 0.2031), (12, 12, 0.0)])
+def test_a_layer_with_the_ratio_that_the_refusal_names_computes_the_same(channels, count, ratio):
+    official = shaken(ShiftwiseOfficial(channels, count=count, reps=1))
+    with pytest.raises(UsageError, match=rf'convolves {count} of {channels} .* ghost_ratio={ratio:g}(,|$)'):
+        convert('shiftwise', official.state_dict(), {'channels': str(channels), 'n_rep': '1'})
+    options = {'channels': str(channels), 'n_rep': '1', 'ghost_ratio': str(ratio)}
+    ours = depthwise(ShiftwiseConv2d, channels, 13, bias=False, n_rep=1, ghost_ratio=ratio)
+    ours.load_state_dict(convert('shiftwise', official.state_dict(), options).state, strict=True)
+    x = torch.randn(1, channels, 9, 10)
+    torch.testing.assert_close(ours.eval()(x), moved(official(x), official), rtol=1e-9, atol=1e-9)
+
+
+def test_odd_counts_cannot_be_had():
+    state = ShiftwiseOfficial(13, count=count_of_v1(13)).state_dict()
+    with pytest.raises(UsageError, match='convolves 11 of 13 channels, not 10; layers of ours convolve an even number'):
+        convert('shiftwise', state, {'channels': '13'})

@@ -26,8 +26,16 @@ def test_tucker_slices_by_the_live_ranks():
 
 def test_tucker_needs_the_list_of_ranks():
     state = TuckerOfficial().state_dict()
-    with pytest.raises(UsageError, match=r'ranks \[9, 2, 3, 3\] and a core of \(4, 3, 3, 3\)'):
-        convert('tucker', {**state, 'r': [9, 2, 3, 3]})
+    with pytest.raises(UsageError, match=r'has the ranks \[3, 0, 3, 3\], which are positive'):
+        convert('tucker', {**state, 'r': [3, 0, 3, 3]})
     del state['r']
     with pytest.raises(UsageError, match=r'has no r, the list of its ranks'):
         convert('tucker', state)
+
+
+@pytest.mark.parametrize('ranks', ['live', 'room'])
+def test_ranks_stop_at_the_core(ranks):
+    state = TuckerOfficial(r=(50, 2, 3, 3)).state_dict()
+    new = convert('tucker', state, {'ranks': ranks}).state
+    assert new['live_rank'].tolist() == [4, 2, 3, 3]
+    assert torch.equal(new['factor_out'], state['Us.0'])

@@ -7,9 +7,10 @@ their official names and returns ours. With ``takes='.*'`` the layer is a whole 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,11 +107,11 @@ class System:
 
     def holds(self, state: Mapping[str, Any]) -> int:
         """Return how many entries of a file belong to layers that no other system has."""
-        patterns = [re.compile(name) for name in self.signature]
-        if not patterns:
-            return 0
-        layers = self.layers(state).values()
-        return sum(len(own) for own in layers if all(any(map(p.fullmatch, own)) for p in patterns))
+        return sum(len(own) for own in self.layers(state).values() if self.claims(own))
+
+    def claims(self, names: Collection[str]) -> bool:
+        """Return whether a layer with these names is an official one of this system."""
+        return bool(self.signature) and all(any(re.fullmatch(p, name) for name in names) for p in self.signature)
 
 
 SYSTEMS: dict[str, System] = {}
@@ -182,6 +183,8 @@ def convert(name: str, state: Mapping[str, Any], options: Mapping[str, str] | No
         layer = Layer(found, layers[found], new.notes)
         tensors = _converted(entry, layer, options)
         if tensors is None:
+            if entry.claims(layer):
+                new.notes.append(f'{layer.name} is left as it is: no layer of ours computes what it does')
             continue
         own = [f'{prefix}{short}' for short in layers[found]]
         new.layers.append(found)
@@ -281,12 +284,15 @@ def choice(options: dict[str, str], name: str, values: tuple[str, ...], default:
     return value
 
 
-def number(options: dict[str, str], name: str, default: float) -> float:
-    """Return the value of an option that is a number."""
+def number(options: dict[str, str], name: str, default: float, low: float, high: float = 1e9) -> float:
+    """Return the value of an option that is a number from ``low`` to ``high``."""
     try:
-        return float(options.get(name, default))
-    except ValueError as error:
-        raise UsageError(f'--options {name}= needs a number, got {options[name]!r}') from error
+        value = float(options.get(name, default))
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise UsageError(f'--options {name}= needs a number from {low:g} to {high:g}, got {options[name]!r}')
+    return value
 
 
 def source(kernel: Tensor) -> Tensor:

@@ -10,11 +10,16 @@ __all__ = ['smpconv']
 
 
 @system(
-    'SMPConv2d', 'weight_coord', takes='radius|weights|kernel_coord', signature=('weight_coord', 'radius', 'weights')
+    'SMPConv2d',
+    r'(?:Kernel\.)?weight_coord',
+    takes=r'(?:Kernel\.)?(?:radius|weights)|kernel_coord|train_length',
+    signature=(r'(?:Kernel\.)?weight_coord', r'(?:Kernel\.)?radius', r'(?:Kernel\.)?weights'),
 )
 def smpconv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
-    """Drop the grid; the weights of points that all channels share get the layout of a depthwise kernel."""
-    weights = layer['weights']
-    if len(layer['weight_coord']) == len(weights) == 1:
-        weights = weights.transpose(0, 1)
-    return dict(weight_coord=layer['weight_coord'], radius=layer['radius'], weights=weights)
+    """Drop the grid and its size; the weights of points that all channels share get the layout of a depthwise kernel."""
+    # The general form keeps its points in a module, and no grid.
+    inner = 'Kernel.' if 'Kernel.weight_coord' in layer else ''
+    ours = {name: layer[f'{inner}{name}'] for name in ('weight_coord', 'radius', 'weights')}
+    if 'kernel_coord' in layer:
+        ours['weights'] = ours['weights'].transpose(0, 1)
+    return ours

@@ -23,10 +23,10 @@ def tucker(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     core, factors = layer['S'], [layer[f'Us.{i}'] for i in range(4)]
     if (listed := layer.other('r')) is None:
         raise UsageError(f'{layer.name} has no r, the list of its ranks; is it a layer of this system?')
-    rank = [int(r) for r in listed]
-    rank += core.shape[len(rank) :]
-    if any(r > n for r, n in zip(rank, core.shape, strict=True)):
-        raise UsageError(f'{layer.name} has the ranks {rank} and a core of {tuple(core.shape)}')
+    # Of a layer made from scratch the list may exceed the core, at which the released slices stop.
+    rank = [min(int(r), n) for r, n in zip([*listed, *core.shape[len(listed) :]], core.shape, strict=True)]
+    if min(rank) < 1:
+        raise UsageError(f'{layer.name} has the ranks {list(listed)}, which are positive in the released layers')
     tensors = [core[tuple(slice(r) for r in rank)], *(u[:, :r] for u, r in zip(factors, rank, strict=True))]
     if choice(options, 'ranks', ('live', 'room'), 'room') == 'room':
         tensors = [_with_room(live, whole) for live, whole in zip(tensors, (core, *factors), strict=True)]

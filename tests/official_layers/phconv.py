@@ -21,14 +21,18 @@ class PHCOfficial(nn.Module):
 
 
 class PHMOfficial(nn.Module):
-    """The same for a linear layer, where the bias is added."""
+    """The same for a linear layer, where the bias is added; the networks have another one than the library of layers."""
 
-    def __init__(self):
+    def __init__(self, names):
         super().__init__()
-        self.a, self.s, self.bias = parameter(3, 3, 3), parameter(3, 2, 4), parameter(6)
+        self.names = names
+        for name, shape in zip(names, ((3, 3, 3), (3, 2, 4)), strict=True):
+            self.register_parameter(name, parameter(*shape))
+        self.bias = parameter(6)
 
     def forward(self, x):
-        return F.linear(x, sum(torch.kron(a, s) for a, s in zip(self.a, self.s, strict=True)), self.bias)
+        pairs = zip(*(getattr(self, name) for name in self.names), strict=True)
+        return F.linear(x, sum(torch.kron(a, s) for a, s in pairs), self.bias)
 
 
 CASES = {

@@ -14,13 +14,16 @@ from official_layers import Case, depthwise
 class ShiftwiseOfficial(nn.Module):
     """Small kernels convolve, what comes out is shifted and added; tables are drawn from the global generators."""
 
-    def __init__(self, channels, big=13, paths=2, reps=4, merged=False):
+    def __init__(self, channels, big=13, paths=2, reps=4, merged=False, count=None):
         super().__init__()
         self.big, self.n = big, math.ceil(big / 3)
-        count = int(channels * (1 - 0.23)) // 2 * 2
+        count = int(channels * (1 - 0.23)) // 2 * 2 if count is None else count
         np.random.seed(123)
         ghost = sorted(np.random.choice(channels, channels - count, replace=False).tolist())
-        self.ghost, self.rep = torch.tensor(ghost), torch.tensor(sorted(set(range(channels)) - set(ghost)))
+        self.ghost, self.rep = (
+            torch.tensor(ghost, dtype=torch.long),
+            torch.tensor(sorted(set(range(channels)) - set(ghost))),
+        )
         torch.manual_seed(123)
         self.horizontal = [[torch.randperm(self.n) for _ in range(count)] for _ in range(reps)]
         self.vertical = [[torch.randperm(self.n) for _ in range(count)] for _ in range(reps)]

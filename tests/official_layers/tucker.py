@@ -11,11 +11,11 @@ from official_layers import Case, parameter
 class TuckerOfficial(nn.Module):
     """Tensors as large as ranks may get, of which a leading block counts; the bias is added within and after."""
 
-    def __init__(self, r=(3, 2, 3, 3), listed=4):
+    def __init__(self, r=(3, 2, 3, 3), listed=4, core=(4, 3, 3, 3)):
         super().__init__()
         self.r, self.listed = list(r), listed
-        self.S = parameter(4, 3, 3, 3)
-        self.Us = nn.ParameterList([parameter(6, 4), parameter(5, 3), parameter(3, 3), parameter(3, 3)])
+        self.S = parameter(*core)
+        self.Us = nn.ParameterList(parameter(n, r) for n, r in zip((6, 5, 3, 3), core, strict=True))
         self.bias = parameter(6)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -32,5 +32,11 @@ class TuckerOfficial(nn.Module):
 CASES = {
     'with room': Case(TuckerOfficial, lambda: TuckerConv2d(5, 6, 3, padding=1, rank=(4, 3)), 5),
     'cut': Case(TuckerOfficial, lambda: TuckerConv2d(5, 6, 3, padding=1, rank=(3, 2)), 5, {'ranks': 'live'}),
+    'made from scratch': Case(
+        # The list of ranks knows nothing of the core, which has half of each mode.
+        lambda: TuckerOfficial(r=(50, 50, 3, 3), core=(3, 2, 1, 1)),
+        lambda: TuckerConv2d(5, 6, 3, padding=1, rank=(3, 2, 1, 1)),
+        5,
+    ),
     'with two ranks': Case(lambda: TuckerOfficial(listed=2), lambda: TuckerConv2d(5, 6, 3, padding=1, rank=(4, 3)), 5),
 }
