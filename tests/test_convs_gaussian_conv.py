@@ -20,38 +20,59 @@ def make(*args, **kwargs) -> GaussianConv2d:
 
 
 def gaussian_in_loops(layer: GaussianConv2d, numbers: list[float]) -> torch.Tensor:
-    h = layer.reach
+    rows, cols = layer.reach
     if layer.covariance == 'full':
         a, b, c = numbers
         upper = torch.tensor([[math.exp(a), b], [0, math.exp(c)]], dtype=torch.float64)
     else:
         upper = torch.diag(torch.tensor([math.exp(numbers[0]), math.exp(numbers[-1])], dtype=torch.float64))
     precision = (upper.T @ upper).inverse()
-    g = torch.zeros(2 * h + 1, 2 * h + 1, dtype=torch.float64)
-    for r in range(-h, h + 1):
-        for s in range(-h, h + 1):
+    g = torch.zeros(2 * rows + 1, 2 * cols + 1, dtype=torch.float64)
+    for r in range(-rows, rows + 1):
+        for s in range(-cols, cols + 1):
             z = torch.tensor([-r, s], dtype=torch.float64)  # y upwards
-            g[r + h, s + h] = torch.exp(-0.5 * z @ precision @ z)
+            g[r + rows, s + cols] = torch.exp(-0.5 * z @ precision @ z)
     return g / g.sum()
 
 
 @pytest.mark.parametrize('covariance', COVARIANCES)
 @pytest.mark.parametrize('per', ['layer', 'channel'])
-def test_kernel_is_the_full_convolution_with_the_gaussian(covariance, per):
-    layer = make(4, 6, (3, 2), groups=2, dilation=(1, 2), covariance=covariance, per=per, max_sigma=1.2)
-    h = layer.reach
-    assert h == 3
-    expected = torch.zeros(6, 2, 3 + 2 * h, 3 + 2 * h, dtype=torch.float64)
+@pytest.mark.parametrize(('max_sigma', 'reach'), [(1.2, (3, 3)), ((1.2, 1.0), (3, 2)), ([1.0, 1.8], (2, 4))])
+def test_kernel_is_the_full_convolution_with_the_gaussian(covariance, per, max_sigma, reach):
+    layer = make(4, 6, (3, 2), groups=2, dilation=(1, 2), covariance=covariance, per=per, max_sigma=max_sigma)
+    assert layer.reach == reach
+    rows, cols = reach
+    expected = torch.zeros(6, 2, 3 + 2 * rows, 3 + 2 * cols, dtype=torch.float64)
     for o in range(6):
         for i in range(2):
             channel = (o // 3) * 2 + i if per == 'channel' else 0
             g = gaussian_in_loops(layer, layer.log_sigma[channel].tolist())
             for u in range(3):
                 for v in range(2):
-                    expected[o, i, u : u + 2 * h + 1, 2 * v : 2 * v + 2 * h + 1] += (
+                    expected[o, i, u : u + 2 * rows + 1, 2 * v : 2 * v + 2 * cols + 1] += (
                         layer.weight[o, i, u, v].detach() * g
                     )
     torch.testing.assert_close(layer.generate_kernel(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('covariance', 'numbers', 'max_sigma', 'middle', 'edge'),
+    [
+        ('diag', [math.log(0.7), math.log(1.3)], (1.0, 1.5), 0.569912, 0.00962),
+        ('full', [-0.2, -0.5, 0.4], (1.0, 2.0), 0.130931, None),
+    ],
+)
+def test_values_of_the_released_window(covariance, numbers, max_sigma, middle, edge):
+    """The middle of the profile of rows, and of the Gaussian, in a window that is cut as the released one is."""
+    layer = GaussianConv2d(1, 1, 3, sigma=0.5, max_sigma=max_sigma, covariance=covariance).double()
+    with torch.no_grad():
+        layer.log_sigma[0] = torch.tensor(numbers)
+        g = layer.gaussian()[0]
+    rows, cols = layer.reach
+    assert g.shape == ((5, 7) if covariance == 'diag' else (5, 9))
+    profile = g.sum(1) if covariance == 'diag' else g[:, cols]
+    assert profile[rows].item() == pytest.approx(middle, abs=1e-6)
+    assert edge is None or profile[0].item() == pytest.approx(edge, abs=1e-6)
 
 
 def test_covariance_tilts_the_kernel_with_y_upwards():
@@ -59,7 +80,8 @@ def test_covariance_tilts_the_kernel_with_y_upwards():
     with torch.no_grad():
         layer.log_sigma[0, 1] = 0.8  # y and x grow together
         g = layer.gaussian()[0]
-    up_right, down_right = g[layer.reach - 1, layer.reach + 1], g[layer.reach + 1, layer.reach + 1]
+    row, col = layer.reach
+    up_right, down_right = g[row - 1, col + 1], g[row + 1, col + 1]
     assert up_right > 2 * down_right
 
 
@@ -96,15 +118,17 @@ def test_the_forms_meet_where_there_is_no_covariance():
         dict(padding='valid', bias=False),
         dict(padding=1, padding_mode='reflect', per='channel'),
         dict(padding='same', padding_mode='circular'),
+        dict(padding=(0, 2), stride=(2, 1), max_sigma=(1.0, 2.4), per='channel'),
+        dict(padding='same', dilation=2, max_sigma=(2.4, 1.0)),
     ],
 )
 def test_blur_and_convolution_are_the_generated_kernel(covariance, geometry):
-    layer = make(4, 6, 3, covariance=covariance, max_sigma=1.0, **geometry)
+    layer = make(4, 6, 3, covariance=covariance, **{'max_sigma': 1.0, **geometry})
     x = torch.randn(2, 4, 11, 12, dtype=torch.float64)
     expected = super(GaussianConv2d, layer).forward(x)
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer.fold()(x), expected)
-    plain = nn.Conv2d(4, 6, 3, **{k: v for k, v in geometry.items() if k != 'per'}).double()
+    plain = nn.Conv2d(4, 6, 3, **{k: v for k, v in geometry.items() if k not in ('per', 'max_sigma')}).double()
     assert layer(x).shape == plain(x).shape
 
 
@@ -151,9 +175,11 @@ def test_sizes_follow_max_sigma_and_not_sigma():
     assert layer.generate_kernel().shape == before
 
 
+@pytest.mark.parametrize('max_sigma', [2.0, (2.0, 3.0), (3.0, 2.0)])
 @pytest.mark.parametrize('covariance', COVARIANCES)
-def test_standard_deviations_are_kept_inside(covariance):
-    layer = GaussianConv2d(6, 6, 3, covariance=covariance, per='channel', max_sigma=2.0)
+def test_standard_deviations_are_kept_inside(covariance, max_sigma):
+    layer = GaussianConv2d(6, 6, 3, covariance=covariance, per='channel', max_sigma=max_sigma)
+    rows, cols = layer.max_sigma
     with torch.no_grad():
         layer.log_sigma[0] = 3.0
         layer.log_sigma[1] = -9.0
@@ -164,8 +190,10 @@ def test_standard_deviations_are_kept_inside(covariance):
     if covariance == 'full':
         a, b, c = layer.log_sigma.unbind(1)
         sigmas = torch.stack([a.exp(), torch.hypot(b, c.exp())], 1)
-    assert sigmas.max() <= 2.0001
-    assert layer.log_sigma[0, 0].exp().item() == pytest.approx(2)
+    assert sigmas[:, 0].max() <= rows * 1.0001
+    assert sigmas[:, -1].max() <= cols * 1.0001
+    assert sigmas[0, 0].item() == pytest.approx(min(rows, cols) if covariance == 'iso' else rows)
+    assert sigmas[0, -1].item() == pytest.approx(min(rows, cols) if covariance == 'iso' else cols)
     assert layer.log_sigma[1, 0].exp().item() == pytest.approx(0.1)
 
 
@@ -213,8 +241,10 @@ def test_pointwise_layers_stay_plain():
     [
         (dict(covariance='round'), "covariance .*, got covariance='round'"),
         (dict(per='pixel'), "per 'layer' or 'channel', got per='pixel'"),
-        (dict(sigma=0.0), r'0.1 <= sigma <= max_sigma .*, got sigma=0.0'),
+        (dict(sigma=0.0), r'0.1 <= sigma <= max_sigma, .*, got sigma=0.0'),
         (dict(sigma=3.0, max_sigma=2.0), 'sigma=3.0, max_sigma=2.0'),
+        (dict(sigma=1.0, max_sigma=(2.0, 0.5)), r'sigma=1.0, max_sigma=\(2.0, 0.5\)'),
+        (dict(sigma=1.0, max_sigma=(2.0, 2.0, 2.0)), r'a number or a pair, .*, max_sigma=\(2.0, 2.0, 2.0\)'),
         (dict(std_devs=0), 'std_devs=0'),
         (dict(kernel_size=2, padding='same'), 'pads both sides alike.*kernel_size=\\(2, 2\\)'),
     ],

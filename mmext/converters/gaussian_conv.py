@@ -22,14 +22,15 @@ def gaussian_conv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
             f'{layer.name} has {sigma.numel()} values of sigma, which are 1, 2 or 3 in the released layers'
         )
     numbers = sigma if sigma.numel() == 3 else sigma.abs().log()
-    # The standard deviations of rows and columns; those of a full covariance are of its Cholesky factor's columns.
-    largest = sigma.abs().max()
+    # The standard deviations of rows and columns. Those of a full covariance are of its Cholesky factor's columns.
+    rows, cols = sigma[0, 0].abs(), sigma[0, -1].abs()
     if sigma.numel() == 3:
         a, b, c = sigma[0]
-        largest = torch.maximum(a.exp(), torch.hypot(b, c.exp()))
-    reach = max(1, math.ceil(2 * float(largest)))
+        rows, cols = a.exp(), torch.hypot(b, c.exp())
+    down, right = (max(1, math.ceil(2 * float(s))) for s in (rows, cols))
+    window = f'{down / 2:g}' if down == right else f'({down / 2:g}, {right / 2:g})'
     layer.notes.append(
-        f'{layer.name} has a largest sigma of {largest:.4g}, for which the released window reaches {reach} pixels; '
-        f'max_sigma={reach / 2:g} gives that window'
+        f'{layer.name} has a sigma of {rows:.4g} along rows and {cols:.4g} along columns; its released window reaches {down} '
+        f'rows and {right} columns, which max_sigma={window} gives'
     )
     return dict(weight=source(layer['weight']), log_sigma=numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,13 +43,13 @@ class GaussianConv2d(GeneratedConv2d):
             factor :math:`\bigl(\begin{smallmatrix} e^a & b \\ 0 & e^c \end{smallmatrix}\bigr)` of :math:`\Sigma`, for
             z = (y, x) with y upwards.
         per: ``'layer'`` for one Gaussian, ``'channel'`` for one per input channel.
-        max_sigma: The largest standard deviation, twice ``sigma`` by default.
+        max_sigma: The largest standard deviation, twice ``sigma`` by default; or a pair, of rows and of columns.
         std_devs: How many times ``max_sigma`` the Gaussian's window reaches to each side.
         **kwargs: Those of ``nn.Conv2d``.
 
     Shape:
         ``weight`` is (Co, Ci/groups, kh, kw); ``log_sigma`` (1 or Ci, 1, 2 or 3). With :math:`h = \lceil` ``std_devs`` *
-        ``max_sigma`` :math:`\rceil`, the generated kernel has :math:`d (k - 1) + 1 + 2 h` taps per direction.
+        ``max_sigma`` :math:`\rceil` of a direction, the generated kernel has :math:`d (k - 1) + 1 + 2 h` taps there.
 
     Raises:
         ValueError: If ``covariance`` or ``per`` is unknown, if not 0.1 <= ``sigma`` <= ``max_sigma`` or ``std_devs`` is not
@@ -69,23 +70,24 @@ class GaussianConv2d(GeneratedConv2d):
         sigma: float = 1.0,
         covariance: str = 'iso',
         per: str = 'layer',
-        max_sigma: float | None = None,
+        max_sigma: float | Sequence[float] | None = None,
         std_devs: float = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        max_sigma = 2 * sigma if max_sigma is None else max_sigma
+        largest = _pair(2 * sigma if max_sigma is None else max_sigma)
         if covariance not in NUMBERS:
             raise ValueError(f'GaussianConv2d needs covariance {sorted(NUMBERS)}, got {covariance=}')
         if per not in ('layer', 'channel'):
             raise ValueError(f"GaussianConv2d needs per 'layer' or 'channel', got {per=}")
-        if not MIN_SIGMA <= sigma <= max_sigma or std_devs <= 0:
+        if len(largest) != 2 or not MIN_SIGMA <= sigma <= min(largest) or std_devs <= 0:
             raise ValueError(
-                f'GaussianConv2d needs {MIN_SIGMA} <= sigma <= max_sigma and a positive std_devs, got {sigma=}, '
-                f'{max_sigma=}, {std_devs=}'
+                f'GaussianConv2d needs {MIN_SIGMA} <= sigma <= max_sigma, which is a number or a pair, and a positive '
+                f'std_devs, got {sigma=}, {max_sigma=}, {std_devs=}'
             )
-        self.sigma, self.max_sigma, self.covariance, self.per = sigma, max_sigma, covariance, per
-        self.reach = max(1, math.ceil(std_devs * max_sigma))
+        self.sigma, self.max_sigma, self.covariance, self.per = sigma, largest, covariance, per
+        rows, cols = (max(1, math.ceil(std_devs * s)) for s in largest)
+        self.reach = (rows, cols)
         self.plain = self.kernel_size == (1, 1)
         self.depthwise = self.groups == self.in_channels == self.out_channels
         self.fold_in_deploy = self.plain or self.depthwise
@@ -125,15 +127,15 @@ class GaussianConv2d(GeneratedConv2d):
         """Keep the standard deviations inside of the window."""
         if self.plain:
             return
-        low, high = math.log(MIN_SIGMA), math.log(self.max_sigma)
+        largest = [min(self.max_sigma)] if self.covariance == 'iso' else self.max_sigma
+        of_axes = self.log_sigma[:, ::2] if self.covariance == 'full' else self.log_sigma
+        for own, high in zip(of_axes.unbind(1), largest, strict=True):
+            own.clamp_(math.log(MIN_SIGMA), math.log(high))
         if self.covariance != 'full':
-            self.log_sigma.clamp_(low, high)
             return
-        a, b, c = self.log_sigma.unbind(1)
-        for own in (a, c):
-            own.clamp_(low, high)
+        _, b, c = self.log_sigma.unbind(1)
         # The variance of x is b^2 + e^2c.
-        limit = (self.max_sigma**2 - (2 * c).exp()).clamp(min=0).sqrt()
+        limit = (self.max_sigma[1] ** 2 - (2 * c).exp()).clamp(min=0).sqrt()
         b.copy_(b.clamp(-limit, limit))
 
     def optim_options(self) -> dict[str, dict[str, float]]:
@@ -143,30 +145,34 @@ class GaussianConv2d(GeneratedConv2d):
     def plain_geometry(self) -> dict[str, Any]:
         if self.plain:
             return super().plain_geometry()
-        padding = tuple(p + self.reach for p in self._free_padding)
+        padding = tuple(p + h for p, h in zip(self._free_padding, self.reach, strict=True))
         return dict(stride=self.stride, padding=padding, dilation=(1, 1), groups=self.groups)
 
     def gaussian(self) -> Tensor:
-        """Return the Gaussians, (1 or Ci, 2h + 1, 2h + 1)."""
-        rows, cols = self._axes()
+        """Return the Gaussians, (1 or Ci, rows, columns)."""
         if self.covariance != 'full':
+            rows, cols = self._axes()
             return rows.unsqueeze(2) * cols.unsqueeze(1)
         a, b, c = self.log_sigma.unsqueeze(-1).unsqueeze(-1).unbind(1)
-        t = self._offsets()
+        down, right = (self._offsets(axis) for axis in (0, 1))
         # With the lower triangular factor L of Sigma, z Sigma^-1 z is the squared length of L^-1 z.
-        u = -t.unsqueeze(1) / a.exp()
-        v = (t - b * u) / c.exp()
+        u = -down.unsqueeze(1) / a.exp()
+        v = (right - b * u) / c.exp()
         g = (-0.5 * (u.square() + v.square())).exp()
         return g / g.sum((1, 2), keepdim=True)
 
-    def _offsets(self) -> Tensor:
-        return torch.arange(-self.reach, self.reach + 1, dtype=self.log_sigma.dtype, device=self.log_sigma.device)
+    def _offsets(self, axis: int) -> Tensor:
+        reach = self.reach[axis]
+        return torch.arange(-reach, reach + 1, dtype=self.log_sigma.dtype, device=self.log_sigma.device)
 
     def _axes(self) -> tuple[Tensor, Tensor]:
-        """Return the two factors, (1 or Ci, 2h + 1) each, of a Gaussian without covariance."""
-        g = (-0.5 * (self._offsets() / self.log_sigma.exp().unsqueeze(-1)).square()).exp()
-        g = g / g.sum(-1, keepdim=True)
-        return g[:, 0], g[:, -1]
+        """Return the factors of rows and columns, (1 or Ci, taps) each, of a Gaussian without covariance."""
+        sigma = self.log_sigma.exp()
+        rows, cols = (
+            (-0.5 * (self._offsets(axis) / sigma[:, own : own + 1]).square()).exp()
+            for axis, own in ((0, 0), (1, sigma.shape[1] - 1))
+        )
+        return rows / rows.sum(1, keepdim=True), cols / cols.sum(1, keepdim=True)
 
     def generate_kernel(self) -> Tensor:
         outputs, inputs = self.weight.shape[:2]
@@ -178,7 +184,8 @@ class GaussianConv2d(GeneratedConv2d):
         kernels = blur.expand(outputs * inputs, -1, -1).unsqueeze(1)
         # Dilated taps and zeros enough for every overlap. A Gaussian is its own mirror image, so correlation is convolution.
         free = _spread(self.weight, self.dilation).flatten(0, 1).unsqueeze(0)
-        full = F.conv2d(free, kernels, padding=2 * self.reach, groups=outputs * inputs)
+        around = (2 * self.reach[0], 2 * self.reach[1])
+        full = F.conv2d(free, kernels, padding=around, groups=outputs * inputs)
         return full[0].unflatten(0, (outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,6 +209,10 @@ class GaussianConv2d(GeneratedConv2d):
             f'sigma={self.sigma}, covariance={self.covariance!r}, per={self.per!r}, max_sigma={self.max_sigma}, '
             f'reach={self.reach}'
         )
+
+
+def _pair(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (value, value) if isinstance(value, (int, float)) else tuple(value)
 
 
 def _spread(kernel: Tensor, dilation: tuple[int, int]) -> Tensor:

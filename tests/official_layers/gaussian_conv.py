@@ -1,6 +1,7 @@
 """Gaussian composition."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,28 +25,27 @@ class GaussianOfficial(nn.Module):
             covariance = factor.T @ factor
         else:
             covariance = torch.diag(self.sigma.expand(2) ** 2)
-        half = max(1, math.ceil(2 * float(covariance.detach().diag().max().sqrt())))
-        z = torch.stack(torch.meshgrid(*[torch.arange(-half, half + 1.0)] * 2, indexing='ij'), -1)
+        halves = [max(1, math.ceil(2 * float(v) ** 0.5)) for v in covariance.detach().diag()]  # a window of each axis
+        z = torch.stack(torch.meshgrid(*[torch.arange(-h, h + 1.0) for h in halves], indexing='ij'), -1)
         z = z * torch.tensor([-1.0, 1.0])  # y upwards
         density = torch.exp(-0.5 * torch.einsum('hwi,ij,hwj->hw', z, torch.linalg.inv(covariance), z))
         return density / density.sum()
 
     def forward(self, x):
         blur = self.gaussian()
-        x = F.conv2d(x, blur.expand(3, 1, -1, -1), padding=blur.shape[-1] // 2, groups=3)
+        x = F.conv2d(x, blur.expand(3, 1, -1, -1), padding=[k // 2 for k in blur.shape], groups=3)
         return F.conv2d(x, self.weight)
 
 
+def case(sigma, max_sigma, covariance):
+    ours = partial(GaussianConv2d, 3, 4, 3, max_sigma=max_sigma, sigma=0.5, covariance=covariance, bias=False)
+    return Case(partial(GaussianOfficial, sigma), ours, 3)
+
+
 CASES = {
-    'iso': Case(lambda: GaussianOfficial(1.3), lambda: GaussianConv2d(3, 4, 3, max_sigma=1.5, bias=False), 3),
-    'diag': Case(
-        lambda: GaussianOfficial([0.7, 1.3]),
-        lambda: GaussianConv2d(3, 4, 3, max_sigma=1.5, covariance='diag', bias=False),
-        3,
-    ),
-    'full': Case(
-        lambda: GaussianOfficial([0.1, 0.4, 0.2]),
-        lambda: GaussianConv2d(3, 4, 3, max_sigma=1.5, covariance='full', bias=False),
-        3,
-    ),
+    'iso': case(1.3, 1.5, 'iso'),
+    'diag': case([0.7, 1.3], (1.0, 1.5), 'diag'),
+    'diag, rows wider': case([1.9, 0.3], (2.0, 0.5), 'diag'),
+    'full': case([0.1, 0.4, 0.2], 1.5, 'full'),
+    'full, columns wider': case([-0.2, -0.5, 0.4], (1.0, 2.0), 'full'),
 }
