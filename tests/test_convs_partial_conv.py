@@ -1,14 +1,19 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmengine.config import Config
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmext.convs.partial_conv import PartialConv2d
 from mmext.folding import fold
 
+CONFIGS = sorted((Path(__file__).parents[1] / 'configs/partial_conv').glob('*/*.py'))
 GEOMETRIES = {
     '3x3': dict(kernel_size=3, padding=1),
     'strided': dict(kernel_size=3, padding=1, stride=2),
@@ -258,3 +263,26 @@ def test_compiles_traces_and_runs_without_data(mode):
         assert layer(*args).dtype == torch.bfloat16
     half = layer.bfloat16()(*(a.bfloat16() for a in args))
     torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize('config', CONFIGS, ids=lambda p: p.parent.name)
+def test_every_layer_of_the_backbone_that_pads_is_partial(config):
+    """As in the authors' PD-ResNet, whose stem is partial, too; layers without padding are partial by name only."""
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    backbone = ROOT_MODELS.build({**cfg.model.backbone, 'init_cfg': None})
+    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    padded = [m for m in convs if any(m.padding)]
+    assert len(padded) >= 17
+    assert all(type(m) is PartialConv2d for m in padded)
+    assert convs[0] in padded
+
+
+def test_a_soft_mask_follows_the_papers_formula_with_a_bias():
+    """The released code multiplies the convolution by m' twice in this case."""
+    layer = make(mode='mask')
+    x, mask = torch.randn(1, 4, 6, 6, dtype=torch.float64), torch.full((1, 1, 6, 6), 0.05, dtype=torch.float64)
+    y = layer(x, mask)[..., 1:-1, 1:-1]
+    n = 9 * 0.05
+    expected = n * (F.conv2d(x * mask, layer.weight) * 9 / n + layer.bias.view(-1, 1, 1))
+    torch.testing.assert_close(y, expected)

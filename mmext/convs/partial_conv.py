@@ -56,7 +56,8 @@ class PartialConv2d(ExtConv2d):
         TypeError: If a host tries to fuse a batch norm into the layer in mask mode.
 
     Ours: the quotient is exact, without the released code's 1e-8 (which is 0 in half precision); in a layer with several
-    groups, each is scaled by its own channels' mask; nothing of a mask is kept from one call for the next.
+    groups, each is scaled by its own channels' mask; nothing of a mask is kept from one call for the next. A soft mask, with
+    values between 0 and 1, follows the formula above, where the released code multiplies by m' twice if there is a bias.
     """
 
     fold_in_deploy = False

@@ -5,6 +5,10 @@ model = dict(
     backbone=dict(
         type='mmext.swap_layers',
         model='ResNet',
-        rules=[dict(kernel_size=3, to=dict(type='mmext.PartialConv2d'))],
+        # PD-ResNet: every layer with padding, the stem too.
+        rules=[
+            dict(kernel_size=7, to=dict(type='mmext.PartialConv2d')),
+            dict(kernel_size=3, to=dict(type='mmext.PartialConv2d')),
+        ],
     )
 )

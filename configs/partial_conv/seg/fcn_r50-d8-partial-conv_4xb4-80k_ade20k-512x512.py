@@ -5,6 +5,7 @@ model = dict(
     backbone=dict(
         type='mmext.swap_layers',
         model='ResNetV1c',
+        # Every layer with padding; the stem of ResNetV1c has 3x3 kernels, too.
         rules=[dict(kernel_size=3, to=dict(type='mmext.PartialConv2d'))],
     )
 )
