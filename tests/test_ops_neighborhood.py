@@ -243,18 +243,42 @@ def test_backward_is_deterministic():
     assert all(torch.equal(a, b) for other in grads[1:] for a, b in zip(other, grads[0], strict=True))
 
 
-def test_no_output_is_left_unwritten(monkeypatch):
-    """Memory full of NaN beneath the outputs must not show."""
-    torch.utils.deterministic.fill_uninitialized_memory = True
+@pytest.fixture
+def nan_filled_memory(monkeypatch):
+    """Memory full of NaN beneath all outputs, so that what is left unwritten shows."""
+    monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)
     torch.use_deterministic_algorithms(True)
-    try:
-        for border, size in itertools.product(('zero', 'shift'), ((7, 9), (13, 40))):
-            value, weight, z = tensors(((5, 5), (1, 1), (1, 1), 'same', border, 'block'), torch.float32, size=size)
-            assert neighborhood_aggregate(value, weight, 5, border=border).isfinite().all()
-            assert neighborhood_aggregate_adjoint(z, weight, size, 5, border=border).isfinite().all()
-            assert neighborhood_correlate(z, value, G, 5, border=border).isfinite().all()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert torch.empty(3, dtype=torch.bfloat16).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures('nan_filled_memory')
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+class TestNoOutputIsLeftUnwritten:
+    @pytest.mark.parametrize('size', [(7, 9), (13, 40)], ids=str)
+    @pytest.mark.parametrize('border', ['zero', 'shift'])
+    def test_same_size(self, border, size, dtype):
+        value, weight, z = tensors(((5, 5), (1, 1), (1, 1), 'same', border, 'block'), dtype, size=size)
+        assert neighborhood_aggregate(value, weight, 5, border=border).isfinite().all()
+        assert neighborhood_aggregate_adjoint(z, weight, size, 5, border=border).isfinite().all()
+        assert neighborhood_correlate(z, value, G, 5, border=border).isfinite().all()
+
+    @pytest.mark.parametrize(('height', 'kernel'), [(8, 3), (1, 1), (5, 4), (19, 5)])
+    @pytest.mark.parametrize('axis', [0, 1])
+    def test_windows_that_see_padding_alone(self, axis, height, kernel, dtype):
+        """Every tap meets each pixel once where the padding lets it, so the weight gradient counts taps and pixels."""
+        for padding in (kernel - 1, kernel + 3, kernel + 4, kernel + 8, kernel + 9, 37):
+            value = torch.ones(1, 2, height, 1, dtype=dtype)
+            weight = torch.ones(1, 2, kernel, height + 2 * padding - kernel + 1, 1, dtype=dtype)
+            shape, sides = (kernel, 1), (padding, 0)
+            if axis:
+                value, weight, shape, sides = value.mT, weight.mT, (1, kernel), (0, padding)
+            value, weight = value.requires_grad_(), weight.requires_grad_()
+            out = neighborhood_aggregate(value, weight, shape, padding=sides)
+            grads = torch.autograd.grad(out.sum(), (value, weight))
+            assert out.sum() == grads[0].sum() == grads[1].sum() == 2 * height * kernel, padding
+            assert all(t.isfinite().all() for t in (out, *grads))
 
 
 def test_infinities_stay_where_they_belong():

@@ -75,7 +75,8 @@ RowBand make_band(const int64_t* rows, int64_t n, const std::vector<std::vector<
   return band;
 }
 
-// Cut the rows into bands of tiles whose staged rows stay within `budget` rows, at least one tile each.
+// Cut the rows into bands of tiles whose staged rows stay within `budget` rows, at least one tile each. A budget of 0 gives
+// bands of one tile, also where tiles see nothing and so stage nothing.
 std::vector<RowBand> make_bands(const Axis& axis, bool shift, bool adjoint, int64_t budget) {
   const auto table = contributions(axis, shift, adjoint);
   const auto order = row_order(axis, adjoint);
@@ -91,7 +92,7 @@ std::vector<RowBand> make_bands(const Axis& axis, bool shift, bool adjoint, int6
           lo = std::min(lo, c.source);
           hi = std::max(hi, c.source);
         }
-      if (end > begin && hi - lo + 1 > budget) break;
+      if (end > begin && (budget == 0 || hi - lo + 1 > budget)) break;
       low = lo, high = hi, end = next;
     }
     bands.push_back(make_band(order.data() + begin, end - begin, table));
