@@ -6,45 +6,86 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 
-from mmext.checkpoints import read_checkpoint
+from mmext.checkpoints import load_all, read_checkpoint, state_dict_of
 from mmext.contracts import HasOpenChoices
 from mmext.errors import CheckpointError, UsageError
 from mmext.folding import resolve
+from mmext.hosts import build_model
 
 __all__ = [
+    'Options',
     'add_common_arguments',
+    'add_config_arguments',
     'build_runner',
+    'build_subject',
     'leave_group',
     'load_config',
+    'load_subject',
     'parse',
+    'positive',
     'prepare',
     'read_config',
+    'reason',
+    'refuse_unwritable',
     'run',
     'use_checkpoint',
 ]
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing have in common, spelt as the hosts spell them."""
-    parser.add_argument('--work-dir', help='folder for logs and models (default: work_dirs/<config name>)')
+class Options(DictAction):
+    """``--cfg-options`` of the hosts; what is no KEY=VALUE is refused by the parser, not by a traceback."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if wrong := [value for value in values if not value.partition('=')[0] or '=' not in value]:
+            parser.error(f'{option} takes KEY=VALUE, got {", ".join(map(repr, wrong))}')
+        super().__call__(parser, namespace, values, option)
+
+
+def positive(text: str) -> int:
+    """Read a number of pixels, jobs or rounds from the command line."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= 2**20:
+        raise argparse.ArgumentTypeError(f'must be a whole number from 1 to {2**20}, got {text!r}')
+    return value
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every tool that reads a config takes."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         metavar='KEY=VALUE',
         help='override settings of the config: a.b=1, list=1,2 or list="[1,2]" without blanks',
     )
+    # Read by run(), before any parser sees it.
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing have in common, spelt as the hosts spell them."""
+    parser.add_argument('--work-dir', help='folder for logs and models (default: work_dirs/<config name>)')
+    add_config_arguments(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # Launchers older than LOCAL_RANK pass the rank as an argument, in either spelling.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -57,20 +98,74 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
-def read_config(path: str) -> Config:
-    """Read a config that describes a model.
+def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config that describes a model, and override settings.
 
     Raises:
-        UsageError: If there is no such file, or no model in it.
+        UsageError: If there is no such file, it cannot be read, or there is no model in it.
     """
     if not Path(path).is_file():
         raise UsageError(f'config {path} does not exist; check the path')
-    cfg = Config.fromfile(path)
+    _refuse_cycle(Path(path))
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(dict(options or {}))
+    except Exception as error:  # a config is a program, and may raise anything
+        raise UsageError(f'config {path} cannot be read ({reason(error)}); mend the file or the option') from error
     if not isinstance(cfg.get('model'), dict):
         raise UsageError(
             f'config {path} has no model = dict(type=...); pass a whole config, not one of its _base_ parts'
         )
     return cfg
+
+
+def _refuse_cycle(path: Path, above: tuple[Path, ...] = ()) -> None:
+    """Refuse a config that is its own base: mmengine reads it until Python's stack ends."""
+    path = path.resolve()
+    if path in above:
+        raise UsageError(
+            f'config {path} is its own base ({" -> ".join(p.name for p in (*above, path))}); break the circle'
+        )
+    try:
+        bases = [Config._get_cfg_path(base, str(path))[0] for base in Config._get_base_files(str(path))]
+    except Exception:  # told by who reads the file
+        return
+    for base in bases:
+        _refuse_cycle(Path(base), (*above, path))
+
+
+def load_subject(cfg: Config, checkpoint: str | None = None, pretrained: bool = False) -> nn.Module:
+    """Build the model of a run's config as on one processor, in eval mode.
+
+    Args:
+        cfg: The config of a whole run.
+        checkpoint: Where its weights are; they must fit whole.
+        pretrained: Whether weights that the config names are loaded at construction.
+
+    Raises:
+        UsageError: If the config builds no model.
+        CheckpointError: If the weights do not fit.
+    """
+    prepare(cfg, checkpoint)
+    model_cfg = cfg.model.to_dict()
+    if 'data_preprocessor' in cfg:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
+    model = build_subject(model_cfg, pretrained)
+    if checkpoint is not None:
+        try:
+            load_all(model, state_dict_of(read_checkpoint(checkpoint)))
+        except RuntimeError as misfit:
+            raise CheckpointError(f'{checkpoint}: {misfit}') from misfit
+    model.eval()  # not chained: the train() of some hosts' models returns None
+    return model
+
+
+def build_subject(model_cfg: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
+    """Build a model as on one processor; a config that builds none is refused in one sentence."""
+    try:
+        return build_model(model_cfg, pretrained)
+    except Exception as error:  # the constructors of the hosts and of the user's own classes raise anything
+        raise UsageError(f'the config builds no model ({reason(error)}); mend the entry that is named') from error
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -79,15 +174,15 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         UsageError: If there is no such config.
     """
-    cfg = read_config(args.config)
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    hooks = list(cfg.get('custom_hooks') or [])
+    hooks = cfg.get('custom_hooks') or []
+    if wrong := next((h for h in hooks if 'type' not in h), None) if isinstance(hooks, list) else hooks:
+        raise UsageError(f'custom_hooks is a list of dict(type=...), got {wrong!r} in {args.config}')
     if not any(hook['type'] == 'mmext.CheckpointGuardHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, {'type': 'mmext.CheckpointGuardHook'}]
     if cfg.get('default_scope') == 'mmpretrain':
@@ -134,7 +229,21 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config names; on a machine without an accelerator processes talk through gloo."""
     if cfg.launcher == 'pytorch' and not (is_cuda_available() or is_npu_available() or is_musa_available()):
         _distribute_on_cpu(cfg)
-    return RUNNERS.build(cfg)
+    runner = RUNNERS.build(cfg)
+    runner.register_hook(_Begun(), 'HIGHEST')
+    return runner
+
+
+class _Begun(Hook):
+    """Tells :func:`run` that a batch is computed: what fails from then on is no longer a matter of config or data."""
+
+    now = False
+
+    def __init__(self) -> None:
+        _Begun.now = False
+
+    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = 'train') -> None:
+        _Begun.now = True
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
@@ -158,10 +267,43 @@ def warn(message: str) -> None:
     print_log(message, 'current', logging.WARNING)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuse, before the work is done, a file that could not be written after it.
+
+    Raises:
+        UsageError: If ``path`` is a folder, lies under a file, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise UsageError(f'{path} is a folder and cannot be written as a file; choose another name')
+    above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), Path('/'))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = 'may not be written to' if above.is_dir() else 'is no folder'
+        raise UsageError(f'{path} cannot be written, because {above} {why}; choose another place')
+
+
 def run(main: Callable[[], object]) -> None:
-    """Run a tool's ``main``; what the user can mend is said in one line, anything else keeps its traceback."""
+    """Run a tool's ``main``. What the user can mend is said in one line with exit code 2; ``--debug`` shows the traceback.
+
+    An error of any kind counts as the user's until the first batch is computed: hosts and configs check themselves late, and
+    by any exception. After that it keeps its traceback, except where the disk or a file is at fault.
+    """
     try:
         main()
-    except (UsageError, CheckpointError) as error:
-        sys.stderr.write(f'{Path(sys.argv[0]).name}: error: {error}\n')
+    except Exception as error:
+        known = isinstance(error, (UsageError, CheckpointError))
+        if '--debug' in sys.argv or not (known or isinstance(error, OSError) or not _Begun.now):
+            raise
+        text = str(error) if known else f'{reason(error)}; run it again with --debug to see where'
+        sys.stderr.write(f'{Path(sys.argv[0]).name}: error: {text}\n')
         sys.exit(2)
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what an error says; where it says nothing, the place that raised it."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    lines = str(text).strip().splitlines()
+    if lines:
+        return lines[0] if isinstance(error, UsageError) else f'{type(error).__name__}: {lines[0]}'
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f' in {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}' if frames else ''
+    return f'{type(error).__name__}{where}'

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ['HOSTS', 'build_from_host']
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ['HOSTS', 'build_from_host', 'build_model', 'without_pretrained']
 
 #: Import name, which is the scope in a config too, to the distribution in the maintained builds and in OpenMMLab's own.
 HOSTS = {
@@ -36,3 +41,33 @@ def build_from_host(cfg: dict, user: str) -> Any:
         )
     # The host's own defaults have no prefix: they are looked up in its scope, whatever the run's default scope is.
     return MODELS.build({'_scope_': scope, **cfg})
+
+
+def build_model(cfg: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
+    """Build a model from its config as on one processor, in the default scope.
+
+    Args:
+        cfg: The ``model`` of a config. It is not changed.
+        pretrained: Whether weights that it names are loaded at construction.
+    """
+    from mmengine.config import ConfigDict
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS
+
+    # The hosts read settings as attributes (train_cfg.rpn), which a plain dict does not have.
+    return revert_sync_batchnorm(
+        MODELS.build(ConfigDict(copy.deepcopy(cfg if pretrained else without_pretrained(cfg))))
+    )
+
+
+def without_pretrained(cfg: Any) -> Any:
+    """Return ``cfg`` without weights to be loaded at construction."""
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(without_pretrained(c) for c in cfg)
+    if not isinstance(cfg, Mapping):
+        return cfg
+    return {
+        k: without_pretrained(v)
+        for k, v in cfg.items()
+        if not (k == 'init_cfg' and isinstance(v, Mapping) and v.get('type') == 'Pretrained') and k != 'pretrained'
+    }

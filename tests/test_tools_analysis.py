@@ -11,6 +11,7 @@ from mmext.errors import UsageError
 
 TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'
 MODEL = """
+reference = 'plain.py'
 default_scope = 'mmpretrain'
 model = dict(
     type='ImageClassifier',

@@ -56,6 +56,7 @@ def check_out(cfg: Config, out: Path, force: bool) -> None:
     else:
         if out.suffix not in ('.pkl', '.pickle'):
             raise UsageError(f'--out must end with .pkl or .pickle, got {out}')
+        cli.refuse_unwritable(out)
         taken = out.exists()
     if taken and not force:
         raise UsageError(f'{out} exists; pass --force to overwrite it, or choose another --out')

@@ -26,9 +26,6 @@ from pathlib import Path
 
 import torch
 from mmengine.analysis import get_model_complexity_info
-from mmengine.config import Config, ConfigDict
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from timing import interleave
 from torch import Tensor, nn
 
@@ -49,9 +46,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
     parser.add_argument('--metric', default='accuracy/top1', help='what the log calls the metric to compare')
     parser.add_argument('--reference', type=Path, help='the config that all others are compared with')
-    parser.add_argument('--jobs', type=int, default=max(1, (os.cpu_count() or 1)), help='trainings at a time')
-    parser.add_argument('--shape', type=int, nargs=2, default=(48, 48), metavar=('H', 'W'), help='input of the timings')
+    parser.add_argument('--jobs', type=cli.positive, default=max(1, (os.cpu_count() or 1)), help='trainings at a time')
+    parser.add_argument(
+        '--shape', type=cli.positive, nargs=2, default=(48, 48), metavar='SIDE', help='height and width that are timed'
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/compare'), help='where to write, without suffix')
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     return parser.parse_args(argv)
 
 
@@ -81,9 +81,7 @@ def train(config: Path, seed: int, work_dir: Path, metric: str) -> float:
 def build(config: Path, work_dir: Path) -> nn.Module:
     """Build a config's model on one processor, with what the training in ``work_dir`` has chosen for it."""
     written = work_dir / config.name
-    cfg = Config.fromfile(written if written.is_file() else config)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    return revert_sync_batchnorm(MODELS.build(ConfigDict(copy.deepcopy(cfg.model.to_dict()))))
+    return cli.load_subject(cli.read_config(str(written if written.is_file() else config)))
 
 
 def parameters(model: nn.Module) -> int:
@@ -92,8 +90,9 @@ def parameters(model: nn.Module) -> int:
 
 
 def references(configs: Sequence[Path]) -> dict[Path, Path]:
-    """Map each config to the one of the list that it is a diff of, or to itself."""
-    return {path: next((p for p in configs if f"_base_ = '{p.name}'" in path.read_text()), path) for path in configs}
+    """Map each config to the one of the list that it names as its ``reference``, or to itself."""
+    named = {path: cli.read_config(str(path)).get('reference') for path in configs}
+    return {path: next((p for p in configs if p.name == name), path) for path, name in named.items()}
 
 
 def step(model: nn.Module, batch: Tensor) -> None:
@@ -190,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError('two configs have the same name, under which their results would be kept; rename one')
     if args.reference is not None and args.reference not in args.configs:
         raise UsageError(f'--reference {args.reference} is not among the configs; add it to them')
+    cli.refuse_unwritable(args.out.with_suffix('.md'))
     bases = references(args.configs) if args.reference is None else dict.fromkeys(args.configs, args.reference)
     title = TITLES.get(args.metric, args.metric)
     accuracy: dict[str, list[float]] = {}

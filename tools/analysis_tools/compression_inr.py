@@ -19,12 +19,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
 from mmext import cli
-from mmext.checkpoints import load_all, read_checkpoint, state_dict_of
 from mmext.errors import UsageError
 from mmext.folding import fold
 from mmext.inr.compression import stored_bits
@@ -43,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--formats', nargs='+', choices=FORMATS, default=list(FORMATS), help='storage formats to compare'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
+    cli.add_config_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -53,20 +52,13 @@ def load_model(cfg: Config, path: str) -> SignalModel:
     Raises:
         UsageError: If it is no coordinate network, or the checkpoint is of another model.
     """
-    model_cfg = cfg.model.to_dict()
-    if 'data_preprocessor' in cfg:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
-    model = MODELS.build(ConfigDict(model_cfg))
+    model = cli.load_subject(cfg, path)
     if not isinstance(model, SignalModel):
         raise UsageError(
             f'compression_inr serves the coordinate networks of a mmext.SignalModel, but the model of {cfg.filename} is a '
             f'{type(model).__name__}'
         )
-    try:
-        load_all(model, state_dict_of(read_checkpoint(path)))
-    except RuntimeError as misfit:
-        raise UsageError(f'{path}: {misfit}') from misfit
-    return model.eval()
+    return model
 
 
 def tensors(network: nn.Module) -> list[Tensor]:
@@ -132,11 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, evaluate and print the table."""
     args = parse_args(argv)
     logging.getLogger('mmengine').setLevel(logging.WARNING)
-    cfg = cli.read_config(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    cli.prepare(cfg, args.checkpoint)
+    cfg = cli.read_config(args.config, args.cfg_options)
     model = load_model(cfg, args.checkpoint)
     if not cfg.get('test_dataloader'):
         raise UsageError(f'{args.config} has no test_dataloader, whose image the report is about')

@@ -2,6 +2,9 @@
 # A system goes in by a rule of its own in the place of this one's.
 _base_ = '../_base_/compare_digits.py'
 
+# What the diffs of this config are compared with; they inherit it.
+reference = 'falconnet.py'
+
 model = dict(
     type='ImageClassifier',
     backbone=dict(

@@ -1,6 +1,9 @@
 # The host of the dense layers: mmpretrain's ResNet-18, a quarter as wide.
 _base_ = '../_base_/compare_digits.py'
 
+# What the diffs of this config are compared with; they inherit it.
+reference = 'resnet.py'
+
 model = dict(
     type='ImageClassifier',
     backbone=dict(
