@@ -60,10 +60,14 @@ class DCLSConv2d(PointConv2d):
     five times as fast as weights, without decay (``mmext.LayerOptionsConstructor``); the released training code does both. It
     predates ``SIG``, for which the same is our reading. ``mmext.RepulsionHook`` is the paper's loss that keeps points apart.
 
-    Ours, too: rows come first in every version (in the official one ``'v0'`` has rows first, the others columns), each axis
-    has its own center (the official one takes the rows' for both in all versions but ``'v0'``), at an even window the
-    positions stop at its last row, where the official bound lets a point leave, and ``SIG`` of ``'max'`` starts at 0.001,
-    since at the official 0 it has no gradient.
+    Ours, too:
+
+    - Rows come first in every version. In the official one ``'v0'`` has rows first, the others columns.
+    - Each axis has its own center. The official one takes the rows' for both in all versions but ``'v0'``.
+    - At an even window the positions stop at its last row. The official bound lets a point leave.
+    - ``SIG`` of ``'max'`` starts at 0.001. At the official 0 it has no gradient.
+    - A point exactly on a pixel has the derivative towards larger positions in every version. In the official ``'v1'`` and
+      ``'max'`` it is 0 there, and a point that was stopped at the border stays for good.
 
     A plain kernel is taken tap by tap, the m largest of each: exactly by ``'v0'`` and ``'v1'`` if m points suffice.
     """

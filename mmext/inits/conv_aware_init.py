@@ -32,7 +32,8 @@ class ConvolutionAwareInit(BaseInit):
         ValueError: If ``eps_std`` is not positive.
         TypeError: If a named layer has kernels of another number of dimensions.
 
-    The steps are those of the public Keras implementation; 1x1 kernels, whose spectrum is one number, are noise only.
+    The steps are those of the public Keras implementation. There, input and output channels change places at the end, so that
+    only layers with equally many of both can be built; here they do not. 1x1 kernels, whose spectrum is one number, are noise.
     """
 
     def __init__(self, eps_std: float = 0.05, bias: float = 0, layer: str | list[str] | None = None) -> None:
