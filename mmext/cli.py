@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmext.checkpoints import load_all, read_checkpoint, state_dict_of
+from mmext.checkpoints import hand_over, load_all, read_checkpoint, serve, state_dict_of
 from mmext.contracts import HasOpenChoices
 from mmext.errors import CheckpointError, UsageError
 from mmext.folding import resolve
@@ -31,6 +30,7 @@ __all__ = [
     'Options',
     'add_common_arguments',
     'add_config_arguments',
+    'add_trust',
     'build_runner',
     'build_subject',
     'leave_group',
@@ -106,6 +106,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """
     if not Path(path).is_file():
         raise UsageError(f'config {path} does not exist; check the path')
+    serve()
     _refuse_cycle(Path(path))
     try:
         cfg = Config.fromfile(path)
@@ -134,26 +135,30 @@ def _refuse_cycle(path: Path, above: tuple[Path, ...] = ()) -> None:
         _refuse_cycle(Path(base), (*above, path))
 
 
-def load_subject(cfg: Config, checkpoint: str | None = None, pretrained: bool = False) -> nn.Module:
+def load_subject(
+    cfg: Config, checkpoint: str | None = None, pretrained: bool = False, trust: bool = False
+) -> nn.Module:
     """Build the model of a run's config as on one processor, in eval mode.
 
     Args:
         cfg: The config of a whole run.
         checkpoint: Where its weights are; they must fit whole.
         pretrained: Whether weights that the config names are loaded at construction.
+        trust: See :func:`mmext.checkpoints.read`.
 
     Raises:
         UsageError: If the config builds no model.
         CheckpointError: If the weights do not fit.
     """
-    prepare(cfg, checkpoint)
+    content = None if checkpoint is None else read_checkpoint(checkpoint, trust)
+    prepare(cfg, content)
     model_cfg = cfg.model.to_dict()
     if 'data_preprocessor' in cfg:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
     model = build_subject(model_cfg, pretrained)
-    if checkpoint is not None:
+    if content is not None:
         try:
-            load_all(model, state_dict_of(read_checkpoint(checkpoint)))
+            load_all(model, state_dict_of(content))
         except RuntimeError as misfit:
             raise CheckpointError(f'{checkpoint}: {misfit}') from misfit
     model.eval()  # not chained: the train() of some hosts' models returns None
@@ -199,18 +204,31 @@ def _set_loader_defaults(cfg: Config) -> None:
             loader.setdefault('collate_fn', {'type': 'default_collate'})
 
 
-def use_checkpoint(cfg: Config, path: str) -> None:
-    """Make ``path`` the checkpoint to load, after proving that a local one can be read.
+def add_trust(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--trust``, which holds for one file: the one that the command line names."""
+    parser.add_argument('--trust', action='store_true', help=f'unpickle any object in {what}, which can run any code')
+
+
+def use_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict[str, Any] | None:
+    """Make ``path`` the checkpoint to load, after reading a local one; the runner gets what was read.
+
+    Returns:
+        Its content, None for what is downloaded and for a folder.
 
     Raises:
-        CheckpointError: If it is missing or damaged.
+        CheckpointError: If it is missing or damaged, or needs trust and has it not.
     """
-    if '://' not in path and not Path(path).is_dir():
-        read_checkpoint(path)
     cfg.load_from = path
+    if '://' in path:
+        return None
+    if Path(path).is_dir() and trust:
+        return None
+    checkpoint = read_checkpoint(path, trust)
+    hand_over(path, checkpoint)
+    return checkpoint
 
 
-def prepare(cfg: Config, checkpoint: str | None = None) -> None:
+def prepare(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> None:
     """Fill in the values that the config leaves open. With a checkpoint, take those that it was trained with.
 
     Raises:
@@ -220,7 +238,7 @@ def prepare(cfg: Config, checkpoint: str | None = None) -> None:
     model = resolve(cfg.model)
     if isinstance(model, HasOpenChoices):
         try:
-            model.prepare(cfg, None if checkpoint is None else partial(read_checkpoint, checkpoint))
+            model.prepare(cfg, None if checkpoint is None else lambda: checkpoint)
         except ValueError as refusal:
             raise UsageError(str(refusal)) from refusal
 
@@ -290,7 +308,7 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except Exception as error:
-        known = isinstance(error, (UsageError, CheckpointError))
+        known = isinstance(error, UsageError)
         if '--debug' in sys.argv or not (known or isinstance(error, OSError) or not _Begun.now):
             raise
         text = str(error) if known else f'{reason(error)}; run it again with --debug to see where'

@@ -177,7 +177,7 @@ def test_resume_skips_truncated_checkpoints(config, work, monkeypatch):
         run_train(path, work, '--resume')
 
 
-def test_newest_means_latest_written_wherever_the_pointer_points(tmp_path):
+def test_newest_means_latest_written_in_the_work_dir_wherever_the_pointer_points(tmp_path):
     old, new = tmp_path / 'epoch_12.pth', tmp_path / 'epoch_3.pth'
     for age, path in ((100, old), (10, new)):
         torch.save({'state_dict': {}}, path)
@@ -187,7 +187,8 @@ def test_newest_means_latest_written_wherever_the_pointer_points(tmp_path):
     elsewhere = tmp_path / 'elsewhere'
     elsewhere.mkdir()
     (elsewhere / 'last_checkpoint').write_text(str(new))
-    assert newest_loadable(elsewhere) == str(new)
+    assert newest_loadable(elsewhere) is None
+    assert newest_loadable(elsewhere, tmp_path) == str(new)
     assert newest_loadable(tmp_path / 'empty') is None
 
 

@@ -34,6 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config that the model was trained with')
     parser.add_argument('checkpoint', help='its checkpoint')
+    cli.add_trust(parser, 'the checkpoint')
     parser.add_argument('out', help='checkpoint to write, OUT.pth; the config is written beside it as OUT.py')
     parser.add_argument(
         '--fuse-bn',
@@ -107,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    cli.prepare(cfg, args.checkpoint)
-    checkpoint = read_checkpoint(args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint, args.trust)
+    cli.prepare(cfg, checkpoint)
     state_dict = state_dict_of(checkpoint)
 
     try:

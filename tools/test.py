@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
+    cli.add_trust(parser, 'the checkpoint')
     parser.add_argument('--out', help='write the predictions: a .pkl file, or for segmentation a folder of maps')
     parser.add_argument('--force', action='store_true', help='overwrite what is at --out')
     parser.add_argument('--show-dir', help='write the images with the predictions drawn on them, as the host does')
@@ -28,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = cli.parse(parser, argv)
     cfg = cli.load_config(args)
     cfg.resume = False
-    cli.use_checkpoint(cfg, args.checkpoint)
-    cli.prepare(cfg, args.checkpoint)
+    cli.prepare(cfg, cli.use_checkpoint(cfg, args.checkpoint, args.trust))
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:

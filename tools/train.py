@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
 from mmengine.runner import Runner
 
 from mmext import cli
-from mmext.checkpoints import newest_loadable
+from mmext.checkpoints import hand_over, newest_checkpoint
 from mmext.errors import UsageError
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'mmext.SAGDOptimWrapper': 'mmext.SAGDAmpOptimWrapper'}
@@ -27,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> Runner:
         metavar='CHECKPOINT',
         help='continue from a checkpoint; without a value, from the newest one of the work dir that is intact',
     )
+    cli.add_trust(parser, 'the checkpoint that --resume or --cfg-options load_from names, and in no other')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     cli.add_common_arguments(parser)
@@ -37,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> Runner:
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     keep_one_spare(cfg)
-    choose_start(cfg, args.resume)
-    cli.prepare(cfg, cfg.get('load_from'))
+    named = args.resume not in (None, 'auto') or 'load_from' in (args.cfg_options or {})
+    if args.trust and not named:
+        raise UsageError('--trust is for a checkpoint that the command line names; pass --resume CHECKPOINT --trust')
+    cli.prepare(cfg, choose_start(cfg, args.resume, args.trust))
     runner = cli.build_runner(cfg)
     runner.train()
     cli.leave_group()
@@ -78,23 +83,29 @@ def keep_one_spare(cfg: Config) -> None:
         cli.warn('max_keep_ckpts raised from 1 to 2: while one checkpoint is written another one must exist')
 
 
-def choose_start(cfg: Config, resume: str | None) -> None:
-    """Decide from which checkpoint to start.
+def choose_start(cfg: Config, resume: str | None, trust: bool = False) -> dict[str, Any] | None:
+    """Decide from which checkpoint to start, and return its content.
 
     A run that has a checkpoint goes on from it. One that has none starts as its config says, from ``load_from`` if that is
-    set: the same command serves the first start and every restart.
+    set: the same command serves the first start and every restart. Only what the command line names is trusted.
     """
     if resume not in (None, 'auto'):
         cfg.resume, cfg.load_from = True, resume
     elif resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
-        newest = newest_loadable(cfg.work_dir)
+        newest = newest_checkpoint(cfg.work_dir, *checkpoint_folders(cfg))
         cfg.resume = newest is not None
         if newest:
-            cfg.load_from = newest
-            return
+            cfg.load_from, checkpoint = newest
+            hand_over(cfg.load_from, checkpoint)
+            return checkpoint
         cli.warn(f'nothing to resume in {cfg.work_dir} yet: the run starts from the beginning')
-    if cfg.get('load_from'):
-        cli.use_checkpoint(cfg, cfg.load_from)
+    return cli.use_checkpoint(cfg, cfg.load_from, trust) if cfg.get('load_from') else None
+
+
+def checkpoint_folders(cfg: Config) -> list[Path]:
+    """Return where the config has the checkpoints written, if that is not the work dir."""
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    return [Path(out_dir) / Path(cfg.work_dir).name] if out_dir else []
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from mmext.checkpoints import compare, read_checkpoint, state_dict_of, unwrap
+from mmext.checkpoints import compare, hand_over, read_checkpoint, release, serve, state_dict_of, unwrap
 from mmext.errors import CheckpointError
 from mmext.registry import HOOKS
 
@@ -29,13 +29,18 @@ class CheckpointGuardHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    def __init__(self) -> None:
+        serve()
+
     def before_run(self, runner: Runner) -> None:
         """Check the local files that ``init_cfg=dict(type='Pretrained', ...)`` is about to load, in training."""
         if not isinstance(runner._train_loop, BaseLoop) or runner._resume:
             return
         for name, module in unwrap(runner.model).named_modules():
             for cfg in _pretrained(module):
-                saved, prefix = state_dict_of(read_checkpoint(cfg['checkpoint'])), cfg.get('prefix') or ''
+                content = read_checkpoint(cfg['checkpoint'])
+                hand_over(cfg['checkpoint'], content)
+                saved, prefix = state_dict_of(content), cfg.get('prefix') or ''
                 prefix += '.' if prefix and not prefix.endswith('.') else ''
                 saved = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
                 compare(saved, module, f'{cfg["checkpoint"]} for {name or "the model"}', runner.logger)
@@ -49,6 +54,11 @@ class CheckpointGuardHook(Hook):
                 'deployed model has); start from it instead: --cfg-options load_from=PATH, without --resume'
             )
         compare(state_dict_of(checkpoint), unwrap(runner.model), 'checkpoint', runner.logger)
+        release()
+
+    def before_train(self, runner: Runner) -> None:
+        """Free what ``init_cfg`` has loaded."""
+        release()
 
 
 def _pretrained(module: nn.Module) -> list[dict]:

@@ -39,6 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config that the network was trained with')
     parser.add_argument('checkpoint', help='its checkpoint')
+    cli.add_trust(parser, 'the checkpoint')
     parser.add_argument(
         '--formats', nargs='+', choices=FORMATS, default=list(FORMATS), help='storage formats to compare'
     )
@@ -46,13 +47,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_model(cfg: Config, path: str) -> SignalModel:
+def load_model(cfg: Config, path: str, trust: bool) -> SignalModel:
     """Build the config's model with the weights of a checkpoint, in eval mode.
 
     Raises:
         UsageError: If it is no coordinate network, or the checkpoint is of another model.
     """
-    model = cli.load_subject(cfg, path)
+    model = cli.load_subject(cfg, path, trust=trust)
     if not isinstance(model, SignalModel):
         raise UsageError(
             f'compression_inr serves the coordinate networks of a mmext.SignalModel, but the model of {cfg.filename} is a '
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     logging.getLogger('mmengine').setLevel(logging.WARNING)
     cfg = cli.read_config(args.config, args.cfg_options)
-    model = load_model(cfg, args.checkpoint)
+    model = load_model(cfg, args.checkpoint, args.trust)
     if not cfg.get('test_dataloader'):
         raise UsageError(f'{args.config} has no test_dataloader, whose image the report is about')
     item = DATASETS.build(cfg.test_dataloader.dataset)[0]

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 
 import mmext
 from mmext import cli
+from mmext.checkpoints import read
 from mmext.converters import SYSTEMS, Converted, convert, find_system, rename
 from mmext.errors import UsageError
 
@@ -55,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--key', help='where SRC holds the state dict; by default the first of state_dict, model, model_ema'
     )
-    parser.add_argument('--trust', action='store_true', help='unpickle any object in SRC, which can run any code')
+    cli.add_trust(parser, 'SRC')
     parser.add_argument(
         '--options', nargs='+', default=[], metavar='KEY=VALUE', help='of the system; layers=REGEX restricts the layers'
     )
@@ -68,34 +67,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--config', help='build this model, load the result, and report')
     parser.add_argument('--force', action='store_true', help='overwrite DST')
     return parser.parse_args(argv)
-
-
-def read(path: str, trust: bool) -> Any:
-    """Load a file, as tensors alone unless all of its content is trusted.
-
-    Raises:
-        UsageError: If the file is missing or damaged, or needs trust and has it not.
-    """
-    if not Path(path).is_file():
-        raise UsageError(f'checkpoint {path} does not exist; check the path')
-    try:
-        return torch.load(path, map_location='cpu', weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        found = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if trust or not (found or zipfile.is_zipfile(path)):
-            raise UsageError(f'checkpoint {path} is damaged, or none ({_reason(error)})') from error
-        raise UsageError(
-            f'{path} holds more than tensors ({found[1] if found else _reason(error)}), and loading that can run any code; if '
-            'you trust where the file is from, pass --trust'
-        ) from error
-    except (RuntimeError, EOFError, AttributeError, ImportError) as error:
-        raise UsageError(f'checkpoint {path} cannot be loaded ({_reason(error)})') from error
-
-
-def _reason(error: Exception) -> str:
-    """Return what torch found, without its advice."""
-    text = str(error).rpartition('WeightsUnpickler error: ')[2].strip()
-    return text.partition('\n')[0] or type(error).__name__
 
 
 def state_dict_in(content: Any, key: str | None) -> tuple[dict[str, Any], str]:
