@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['ExtConv2d']
+__all__ = ['ExtConv2d', 'ForeignWeightError']
+
+
+class ForeignWeightError(TypeError, AttributeError):
+    """A host asks a layer for a kernel that it does not have, or gives it one that it would not compute with."""
 
 
 class ExtConv2d(nn.Conv2d):
@@ -27,12 +31,19 @@ class ExtConv2d(nn.Conv2d):
     (1, Co, Ci/groups, kh, kw): torch refuses that shape for a plain layer even with ``strict=False``, mmengine's loader
     reports it and leaves the layer as it was (``mmext.CheckpointGuardHook`` makes that an error), and this class loads both.
 
+    A host that fuses a batch norm (``fuse_conv_bn``, ``efficient_conv_bn_eval``) scales ``weight``, output by output, and
+    takes it for the kernel. A layer with ``refuses_weight`` raises an error then, before anything is changed. Its own weight
+    may be replaced by another one, taken away and brought back (``parametrize``, ``prune``, FSDP).
+
     Attributes:
         weight_is_kernel: Whether the layer computes with ``weight`` as it is.
+        refuses_weight: Why the outputs do not scale with ``weight``, and what to do instead. None where they do.
+        keeps_weight: Whether the layer has a ``weight`` at all, see :meth:`drop_weight`.
 
     Raises:
         TypeError: If a keyword is an argument neither of ``nn.Conv2d`` nor of the subclass.
         ValueError: If ``nn.Conv2d`` refuses the arguments.
+        ForeignWeightError: If a host fuses a norm into a layer that refuses it. It is a TypeError and an AttributeError.
     """
 
     example: Mapping[str, Any] = dict(in_channels=8, out_channels=8, kernel_size=3)
@@ -43,6 +54,8 @@ class ExtConv2d(nn.Conv2d):
     padding: tuple[int, int] | str
     dilation: tuple[int, int]
     weight_is_kernel: bool = True
+    refuses_weight: str | None = None
+    keeps_weight: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         plain = inspect.signature(nn.Conv2d).parameters
@@ -60,6 +73,32 @@ class ExtConv2d(nn.Conv2d):
     def init_weights(self) -> None:
         """Initialize the layer as its constructor does."""
         self.reset_parameters()
+
+    def drop_weight(self) -> Tensor:
+        """Give ``weight`` up for good, in a constructor; return it, as the model of shape, type and device."""
+        weight = self.weight.detach()
+        del self.weight
+        self.keeps_weight = False
+        return weight
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'weight' and not self.keeps_weight:
+            raise ForeignWeightError(f'{type(self).__name__} has no weight: it {self.refuses_weight}')
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Not in register_parameter(): there the old weight would be gone already where it is a buffer.
+        if name == 'weight' and isinstance(value, nn.Parameter) and self.refuses_weight:
+            present = self._parameters.get('weight', self._buffers.get('weight'))
+            if not self.keeps_weight or _is_scaled(present, value):
+                raise ForeignWeightError(f'{type(self).__name__} {self.refuses_weight}')
+        super().__setattr__(name, value)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute with this kernel, which mmcv's ``efficient_conv_bn_eval`` passes with the norm in it."""
+        if self.refuses_weight:
+            raise ForeignWeightError(f'{type(self).__name__} {self.refuses_weight}')
+        return super()._conv_forward(x, weight, bias)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -106,3 +145,15 @@ def _keywords_of(cls: type) -> list[inspect.Parameter]:
     init = cls.__dict__.get('__init__')
     parameters = inspect.signature(init).parameters.values() if inspect.isfunction(init) else ()
     return [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def _is_scaled(old: Tensor | None, new: Tensor) -> bool:
+    """Whether ``new`` is ``old`` with another scale for each output, as fusing a batch norm makes it."""
+    ordinary = (Tensor, nn.Parameter)
+    if type(old) not in ordinary or type(new) not in ordinary or old is None or new.is_meta or old.shape != new.shape:
+        return False
+    with torch.no_grad():
+        a, b = (t.flatten(1).to('cpu', torch.float64) for t in (old, new))
+        scale = (a * b).sum(1, keepdim=True) / a.square().sum(1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
+        # Rounding in bfloat16 is 0.4 percent of an entry; two kernels that are not related differ by all of it.
+        return not torch.equal(a, b) and bool((scale * a - b).norm() <= 0.01 * b.norm())

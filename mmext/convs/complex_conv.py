@@ -64,8 +64,7 @@ class ComplexConv2d(GeneratedConv2d):
             )
         if self.plain:
             return
-        like = self.weight.detach()
-        self.register_parameter('weight', None)
+        like = self.drop_weight()
         shape = (self.out_channels // 2, like.shape[1] // 2, *self.kernel_size)
         self.real = nn.Parameter(like.new_empty(shape))
         self.imag = nn.Parameter(like.new_empty(shape))

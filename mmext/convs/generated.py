@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from operator import is_
 from typing import Any
 
 import torch
@@ -12,9 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.convs.base import ExtConv2d
+from mmext.convs.cache import Sources, may_cache
 from mmext.ops.depthwise import depthwise_conv2d
 
 __all__ = ['GeneratedConv2d']
+
+GENERATES = (
+    'generates its kernel and computes with no other; fold the model first (tools/deploy.py, or mmext.folding.fold), or leave '
+    'fuse_conv_bn and efficient_conv_bn_eval out'
+)
 
 
 class GeneratedConv2d(ExtConv2d):
@@ -25,8 +30,10 @@ class GeneratedConv2d(ExtConv2d):
 
     - the arguments of ``nn.Conv2d``, all of them;
     - generation in full precision under autocast (a kernel made in half precision is not the kernel that folds);
-    - a cache in eval mode, which dies when a parameter or buffer changes, moves, is loaded or replaced, and at every
-      ``train()`` or ``eval()``; a write through ``tensor.data`` in between cannot be seen, call ``eval()`` after it;
+    - a cache in eval mode. It dies when a parameter or buffer changes, moves, is loaded or replaced, at every step of an
+      optimizer, at every update of an averaged model of mmengine, and at every ``train()`` or ``eval()``. Nothing is cached
+      inside of transforms, tracers and fake modes, and nothing is copied or saved with the layer. What cannot be seen is a
+      write through ``tensor.data`` or a NumPy view, and a new value of an argument: call ``eval()`` after it;
     - :meth:`fold`, the plain ``nn.Conv2d`` that computes the same;
     - a plain checkpoint as the starting point: where the state keeps a tensor ``weight`` of a plain kernel's shape (a
       basis, a latent kernel) it is loaded there, else through :meth:`load_kernel`, if the system defines that;
@@ -50,7 +57,7 @@ class GeneratedConv2d(ExtConv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._cache: tuple[_Sources, Tensor, Tensor | None] | None = None
+        self._cache: tuple[Sources, Tensor, Tensor | None] | None = None
 
     def generate_kernel(self) -> Tensor:
         """Return the kernel in the layout of ``nn.Conv2d``, differentiable in the parameters.
@@ -81,16 +88,26 @@ class GeneratedConv2d(ExtConv2d):
         """Whether this very layer is a plain one."""
         return self.plain
 
+    @property
+    def refuses_weight(self) -> str | None:  # type: ignore[override]
+        """Why no kernel is taken from outside, None in a plain layer."""
+        return None if self.plain else GENERATES
+
     def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return the generated kernel and bias, from the cache where that is valid."""
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if self.training or differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if self.training or differentiable or not may_cache():
             return self._generate()
-        if self._cache is None or not self._cache[0].unchanged():
-            # A tensor made under inference_mode could not be used by a later forward outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache = (_Sources(self), *self._generate())
-        return self._cache[1:]
+        cache = self._cache  # another thread may drop it at any time
+        if cache is not None and cache[0].unchanged(self):
+            return cache[1:]
+        sources = Sources(self)
+        if not sources.known:
+            return self._generate()
+        # A tensor made under inference_mode could not be used by a later forward outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._cache = cache = (sources, *self._generate())
+        return cache[1:]
 
     def _generate(self) -> tuple[Tensor, Tensor | None]:
         if self.plain:
@@ -130,15 +147,6 @@ class GeneratedConv2d(ExtConv2d):
             pads = [p for p in reversed(padding) for _ in range(2)]
         return F.pad(x, pads, mode='constant' if self.padding_mode == 'zeros' else self.padding_mode)
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Refuse a kernel from outside: mmcv's ``efficient_conv_bn_eval`` would pass ``weight``, scaled, for the kernel."""
-        if not self.plain:
-            raise TypeError(
-                f'{type(self).__name__} generates its kernel and computes with no other; leave efficient_conv_bn_eval out '
-                'for this layer, or fold the model first (tools/deploy.py, or mmext.folding.fold)'
-            )
-        return super()._conv_forward(x, weight, bias)
-
     def fold(self) -> nn.Conv2d:
         """Return the plain convolution that computes the same as this layer does in eval mode."""
         with torch.no_grad():
@@ -152,18 +160,8 @@ class GeneratedConv2d(ExtConv2d):
         self._cache = None
         return super()._apply(*args, **kwargs)
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Refuse a kernel that is assigned from outside: it would be taken for a basis, or not be used at all.
-
-        The hosts' ``fuse_conv_bn`` does that to every ``nn.Conv2d``, and the result would be silently wrong.
-        """
-        constructed = '_cache' in self.__dict__
-        if constructed and name == 'weight' and param is not None and self._parameters.get('weight') is None:
-            raise TypeError(
-                f'{type(self).__name__} generates its kernel and takes no weight; fold the model first (tools/deploy.py, or '
-                'mmext.folding.fold), then fuse its batch norms'
-            )
-        super().register_parameter(name, param)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_cache': None}
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._cache = None
@@ -196,26 +194,3 @@ class GeneratedConv2d(ExtConv2d):
     def own_repr(self) -> str:
         """Return the system's own arguments, as they appear in the repr."""
         return ''
-
-
-class _Sources:
-    """What a kernel was made of: the tables of a layer and its children, and the state of every tensor in them.
-
-    It keeps the tensors alive, so that no successor of one of them can have its id or its address. (Walking the tables costs
-    a tenth of walking ``parameters()``, which would be felt beside a small convolution.)
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        tables: list[dict] = [t for m in layer.modules() for t in (m._parameters, m._buffers, m._modules) if t]
-        self.tables = [(table, tuple(table.values())) for table in tables]
-        tensors = [v for _, values in self.tables for v in values if isinstance(v, Tensor)]
-        self.tensors = [(t, t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
-
-    def unchanged(self) -> bool:
-        for table, values in self.tables:
-            if len(table) != len(values) or not all(map(is_, table.values(), values)):
-                return False
-        for tensor, address, version in self.tensors:
-            if tensor.data_ptr() != address or (version is not None and tensor._version != version):
-                return False
-        return True

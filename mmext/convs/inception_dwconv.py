@@ -71,8 +71,7 @@ class InceptionDWConv2d(GeneratedConv2d):
             )
         count = max(int(self.in_channels * branch_ratio), 1)
         self.parts = (self.in_channels - 3 * count, count, count, count)
-        like = self.weight.detach()
-        self.register_parameter('weight', None)
+        like = self.drop_weight()
         self.sizes = ((min(square_kernel, rows), min(square_kernel, cols)), (1, cols), (rows, 1))
         self.square, self.row, self.column = (nn.Parameter(like.new_empty(count, 1, *size)) for size in self.sizes)
         if self.bias is not None:

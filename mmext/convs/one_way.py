@@ -61,8 +61,7 @@ class OneWayConv2d(GeneratedConv2d):
         self.rank = max(max(self.in_channels, self.out_channels) // 2, 1) if rank is None else rank
         if self.rank < 1:
             raise ValueError(f'OneWayConv2d needs a rank of at least 1, got {rank=}')
-        like = self.weight.detach()
-        self.register_parameter('weight', None)
+        like = self.drop_weight()
         rows, cols = self.kernel_size
         self.pw_in = nn.Parameter(like.new_empty(self.rank, self.in_channels))
         self.col = nn.Parameter(like.new_empty(self.rank, rows))

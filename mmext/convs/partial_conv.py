@@ -10,10 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.convs.base import ExtConv2d
+from mmext.convs.cache import may_cache
 from mmext.registry import MODELS
 
 __all__ = ['PartialConv2d']
 
+REFUSAL = (
+    "in mode='mask' zeroes the holes after its bias, so that no batch norm can be fused into it; leave fuse_conv_bn and "
+    'efficient_conv_bn_eval out for this model'
+)
 # More image sizes than one network sees at a time, even over the levels of a pyramid.
 CACHED_SHAPES = 32
 
@@ -61,7 +66,6 @@ class PartialConv2d(ExtConv2d):
     """
 
     fold_in_deploy = False
-    _loading = False
 
     def __init__(
         self,
@@ -83,7 +87,9 @@ class PartialConv2d(ExtConv2d):
         self.multi_channel = multi_channel
         self.return_mask = return_mask
         self._ratios: dict[tuple, Tensor] = {}
-        self.mode = mode  # last: from here on the parameters are guarded
+        self.mode = mode
+        if mode == 'mask':
+            self.refuses_weight = REFUSAL
 
     @property
     def cannot_fold(self) -> str | None:
@@ -108,9 +114,7 @@ class PartialConv2d(ExtConv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute padding mode with these weights, which mmcv's ``efficient_conv_bn_eval`` passes with the norm in them."""
-        if self.mode == 'mask':
-            raise TypeError(self._no_fusion())
-        if not self._is_padded():
+        if self.mode == 'mask' or not self._is_padded():
             return super()._conv_forward(x, weight, bias)
         y = super()._conv_forward(x, weight, None)
         y = y * self._ratio(x, y)
@@ -121,7 +125,7 @@ class PartialConv2d(ExtConv2d):
 
     def _ratio(self, x: Tensor, y: Tensor) -> Tensor:
         """Return w/n for images of the size of ``x``, from the cache where that is possible."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not may_cache():
             return self._make_ratio(x, y)
         key = (x.shape[-2:], self.stride, self.padding, self.dilation, y.device, y.dtype)
         if key not in self._ratios:
@@ -168,7 +172,7 @@ class PartialConv2d(ExtConv2d):
             updated = seen.clamp(max=1)
             # m' w/n in one: w where n < 1 (a soft mask); where n = 0 the convolution is 0.
             scale = window / seen.clamp(min=1)
-        y = super()._conv_forward(x * mask.to(x.dtype), self.weight, None)
+        y = F.conv2d(x * mask.to(x.dtype), self.weight, None, self.stride, self.padding, self.dilation, self.groups)
         y = y * scale.to(y.dtype)
         updated = updated.to(y.dtype)
         if self.bias is not None:
@@ -199,24 +203,8 @@ class PartialConv2d(ExtConv2d):
             )
         return self.as_plain(self.weight, self.bias)
 
-    def _no_fusion(self) -> str:
-        return (
-            "PartialConv2d in mode='mask' zeroes the holes after its bias, so that no batch norm can be fused into it; leave "
-            'fuse_conv_bn and efficient_conv_bn_eval out for this model'
-        )
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Refuse what the hosts' ``fuse_conv_bn`` does in mask mode: another kernel, with the norm in it."""
-        if self.__dict__.get('mode') == 'mask' and not self._loading and name == 'weight':
-            raise TypeError(self._no_fusion())
-        super().register_parameter(name, param)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._loading = True  # load_state_dict(assign=True) puts other parameters in their place, which is right
-        try:
-            super()._load_from_state_dict(*args, **kwargs)
-        finally:
-            self._loading = False
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_ratios': {}}
 
     def _apply(self, *args: Any, **kwargs: Any) -> PartialConv2d:
         self._ratios.clear()

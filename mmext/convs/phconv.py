@@ -64,8 +64,7 @@ class PHConv2d(GeneratedConv2d):
             raise ValueError(f"PHConv2d needs init 'he' or 'official', got {init=}")
         self.n = n
         self.init = init
-        like = self.weight.detach()
-        self.register_parameter('weight', None)
+        like = self.drop_weight()
         self.algebra = nn.Parameter(like.new_empty(n, n, n))
         inputs = -(-self.in_channels // self.groups // n)
         self.filters = nn.Parameter(like.new_empty(n, self.out_channels // n, inputs, *self.kernel_size))

@@ -26,7 +26,7 @@ class PointConv2d(GeneratedConv2d):
         super().__init__(*args, **kwargs)
         self.plain = self.kernel_size == (1, 1)
         if not self.plain:
-            self.register_parameter('weight', None)
+            self.drop_weight()
 
     def can_load_kernel(self, shape: Sequence[int]) -> bool:
         """Whether the kernel has the layer's channels and fits into its window."""

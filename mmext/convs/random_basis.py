@@ -60,8 +60,7 @@ class RandomBasisConv2d(GeneratedConv2d):
             return
         # Known for good, so that init_weights() draws the same filters again.
         self.seed = int(torch.randint(2**31, (), device='cpu')) if seed is None else seed
-        like = self.weight.detach()
-        self.register_parameter('weight', None)
+        like = self.drop_weight()
         filters = expansion * self.out_channels
         basis = like.new_empty(filters, *like.shape[1:])
         if freeze:

@@ -62,7 +62,7 @@ class ReparamConv2d(GeneratedConv2d):
             raise ValueError(
                 f'{type(self).__name__} centers its branches and needs an odd kernel_size, got {self.kernel_size}'
             )
-        self.register_parameter('weight', None)
+        self.drop_weight()
         same_channels = self.in_channels == self.out_channels
         impossible = (
             () if same_channels and self.stride == (1, 1) else ('identity',) if same_channels else ('identity', 'avg')

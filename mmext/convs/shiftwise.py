@@ -114,8 +114,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
         # How far the strips, which begin M // 2 before the center, reach behind it; and the larger of both.
         self.reach = self.n_small * small_kernel - 1 - size // 2
         self.radius = max(size // 2, self.reach)
-        like = self.weight.detach()
-        self.register_parameter('weight', None)
+        like = self.drop_weight()
         self.paths = nn.Parameter(like.new_empty(n_path, count, self.n_small, small_kernel, small_kernel))
         # Any, because torch does not tell what a ModuleList holds.
         self.norms: Any = nn.ModuleList(foldable_norm(norm_cfg, count, 'ShiftwiseConv2d') for _ in range(3))

@@ -61,8 +61,7 @@ class SPDConv2d(GeneratedConv2d):
                 f'SPDConv2d needs dilation 1 where it has a stride, got stride={self.stride} and '
                 f'dilation={self.dilation}; leave the layer out'
             )
-        like = self.weight.detach()
-        self.register_parameter('weight', None)
+        like = self.drop_weight()
         channels = self.stride[0] * self.stride[1] * like.shape[1]
         self.phase_weight = nn.Parameter(like.new_empty(like.shape[0], channels, *self.kernel_size))
         self.init_weights()

@@ -89,8 +89,7 @@ class TuckerConv2d(GeneratedConv2d):
             rank = [max(round(ratio * channels), 1) for channels in sizes[:2]]
         self.rank = _cut(rank, sizes, 'rank')
         self.start_rank = self.rank if start_rank is None else _cut(start_rank, self.rank, 'start_rank')
-        like = self.weight.detach()
-        self.register_parameter('weight', None)
+        like = self.drop_weight()
         self.core = nn.Parameter(like.new_empty(self.rank))
         for name, n, r in zip(FACTORS, sizes, self.rank, strict=True):
             self.register_parameter(name, nn.Parameter(like.new_empty(n, r)))

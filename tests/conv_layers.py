@@ -1,0 +1,40 @@
+"""The conv layers of the pack, each with something to compute, for the tests over all of them."""
+
+import torch
+from registered import ARGUMENTS, CONV, members
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmext.convs.base import ExtConv2d
+from mmext.convs.generated import GeneratedConv2d
+from mmext.registry import MODELS
+
+LAYERS = sorted(n for n in members('convs') if isinstance(c := MODELS.get(n), type) and issubclass(c, ExtConv2d))
+FAMILY = [n for n in LAYERS if issubclass(MODELS.get(n), GeneratedConv2d)]
+
+
+def make(name: str, **kwargs) -> ExtConv2d:
+    """Build a layer of eight channels as it starts."""
+    return MODELS.get(name)(**{**CONV, **ARGUMENTS[name], **kwargs})
+
+
+def shaken(name: str, **kwargs) -> ExtConv2d:
+    """Build a layer with every parameter and statistic away from its initial value."""
+    return shake(make(name, **kwargs))
+
+
+def shake(layer: nn.Module) -> nn.Module:
+    """Move every parameter and statistic away from its value."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for module in layer.modules():
+            if isinstance(module, _BatchNorm):
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.5, 2)
+    return layer
+
+
+def image(*, batch: int = 1, **kwargs) -> torch.Tensor:
+    """Return an image that every layer takes."""
+    return torch.randn(batch, 8, 18, 18, **kwargs)
