@@ -1,7 +1,7 @@
 """The conv layers of the pack, each with something to compute, for the tests over all of them."""
 
 import torch
-from registered import ARGUMENTS, CONV, members
+from registered import ARGUMENTS, members
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +15,7 @@ FAMILY = [n for n in LAYERS if issubclass(MODELS.get(n), GeneratedConv2d)]
 
 def make(name: str, **kwargs) -> ExtConv2d:
     """Build a layer of eight channels as it starts."""
-    return MODELS.get(name)(**{**CONV, **ARGUMENTS[name], **kwargs})
+    return MODELS.get(name)(**{**ARGUMENTS[name], **kwargs})
 
 
 def shaken(name: str, **kwargs) -> ExtConv2d:
