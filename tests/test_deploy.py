@@ -9,11 +9,11 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
-from mmext.convs.xnor import XNORConv2d
 from mmext.convs.generated import GeneratedConv2d
 from mmext.convs.inception_dwconv import InceptionDWConv2d
 from mmext.convs.partial_conv import PartialConv2d
 from mmext.convs.refconv import RefConv2d
+from mmext.convs.xnor import XNORConv2d
 from mmext.deploy import deploy
 from mmext.export import TensorMode, export_onnx, max_relative_error, outputs_of
 from mmext.folding import fold

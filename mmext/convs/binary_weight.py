@@ -108,6 +108,7 @@ def binarize_weight(
 
 
 def check_binary(conv: ExtConv2d, grad: str, center: bool) -> None:
+    """Refuse an unknown gradient, and centering where a filter has one input channel, in the name of ``conv``."""
     name = type(conv).__name__
     if grad not in GRADIENTS:
         raise ValueError(f'{name} knows the gradients {GRADIENTS}, got {grad=}')

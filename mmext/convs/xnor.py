@@ -26,8 +26,8 @@ class XNORConv2d(ExtConv2d):
         K = \Big(\tfrac1C \sum_c |x_c|\Big) * \mathbf{1}_{k_h k_w} / (k_h k_w)
 
     with :math:`\tilde W` of :class:`mmext.BinaryWeightConv2d`, whose ``weight`` and gradients it shares. In a group
-    :math:`K` is the mean over its channels. The signs have the derivative :math:`1[|x| \le 1]`. It computes with floating-point numbers:
-    this layer is for training such networks and measuring their accuracy, not for bit arithmetic.
+    :math:`K` is the mean over its channels. The signs have the derivative :math:`1[|x| \le 1]`. It computes with
+    floating-point numbers: it is for training such networks and measuring their accuracy, not for bit arithmetic.
 
     The paper orders the layers as norm, binarized convolution, pooling. Right behind a ReLU the layer is useless, because
     every sign is +1 there. The result is not linear in the input, so that the layer folds into no plain convolution.

@@ -8,3 +8,4 @@ model = dict(
         rules=[dict(match=r'layer\d\.\d\.conv', to=dict(type='mmext.BinaryWeightConv2d'))],
     )
 )
+custom_hooks = [dict(type='mmext.ProjectionHook')]

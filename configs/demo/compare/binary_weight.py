@@ -7,3 +7,4 @@ model = dict(
         rules=[dict(kernel_size=3, to=dict(type='mmext.BinaryWeightConv2d'))],
     )
 )
+custom_hooks = [dict(type='mmext.ProjectionHook')]

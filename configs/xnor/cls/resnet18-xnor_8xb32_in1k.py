@@ -11,3 +11,4 @@ model = dict(
         ],
     )
 )
+custom_hooks = [dict(type='mmext.ProjectionHook')]
