@@ -74,6 +74,12 @@ def test_nests_and_wrapped_names(tmp_path, nest):
     assert set(torch.load(tmp_path / 'dst.pth')['state_dict']) == {'conv.algebra', 'conv.filters'}
 
 
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    state = PHCOfficial().state_dict()
+    with pytest.raises(UsageError, match='holds A twice, with and without'):
+        run('phconv', saved(tmp_path, {**state, **{f'module.{k}': v for k, v in state.items()}}), tmp_path / 'dst.pth')
+
+
 def test_key_chooses_among_nests(tmp_path):
     src = saved(
         tmp_path, {'model': PHCOfficial().state_dict(), 'ema': {'A': torch.zeros(1, 1, 1), 'F': torch.zeros(5 * [1])}}
@@ -137,11 +143,31 @@ def test_nothing_is_overwritten(tmp_path):
     assert dst.read_text() == 'mine'
     run('phconv', src, dst, '--force')
     assert 'algebra' in torch.load(dst)['state_dict']
-    for folder_or_src in (tmp_path, src):
-        with pytest.raises(UsageError, match='is a folder or SRC itself'):
-            run('phconv', src, folder_or_src, '--force')
+    with pytest.raises(UsageError, match='is SRC itself'):
+        run('phconv', src, src, '--force')
     with pytest.raises(UsageError, match='does not exist'):
         run('phconv', tmp_path / 'none.pth', dst, '--force')
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path):
+    src, file = saved(tmp_path, PHCOfficial().state_dict()), tmp_path / 'file'
+    file.write_text('mine')
+    for dst, why in ((tmp_path, 'is a folder'), (file / 'dst.pth', 'is no folder')):
+        with pytest.raises(UsageError, match=why):
+            run('phconv', src, dst, '--force')
+    assert file.read_text() == 'mine'
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def half(content, path):
+        Path(path).write_text('half')
+        raise OSError(28, 'No space left on device')
+
+    src = saved(tmp_path, PHCOfficial().state_dict())
+    monkeypatch.setattr(torch, 'save', half)
+    with pytest.raises(OSError, match='No space left'):
+        run('phconv', src, tmp_path / 'new' / 'dst.pth')
+    assert not list((tmp_path / 'new').iterdir())
 
 
 def test_written_views_do_not_carry_what_they_are_views_of(tmp_path):

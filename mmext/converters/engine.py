@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,6 @@ __all__ = [
     'find_system',
     'number',
     'recognize',
-    'rename',
     'source',
     'system',
 ]
@@ -243,37 +241,6 @@ def recognize(state: Mapping[str, Any]) -> str | None:
     most = max(held.values(), default=0)
     names = [name for name, count in held.items() if count == most > 0]
     return names[0] if len(names) == 1 else None
-
-
-def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str], patterns: Mapping[str, str]) -> dict[str, Tensor]:
-    """Give names other beginnings, then other parts. Of several prefixes the longest that fits a name counts.
-
-    Raises:
-        UsageError: If a prefix or a pattern fits no name, or two tensors would get the same one.
-    """
-    for old in prefixes:
-        if not any(k.startswith(old) for k in state):
-            starts = sorted({k.split('.')[0] for k in state})
-            near = difflib.get_close_matches(old.rstrip('.'), starts, n=3, cutoff=0.0)
-            raise UsageError(f'--prefix: no name begins with {old!r}; the nearest beginnings are {", ".join(near)}')
-    new = {k: k for k in state}
-    for key in new:
-        fitting = [p for p in prefixes if key.startswith(p)]
-        if fitting:
-            old = max(fitting, key=len)
-            new[key] = prefixes[old] + key[len(old) :]
-    for pattern, replacement in patterns.items():
-        try:
-            changed = {k: re.sub(pattern, replacement, name) for k, name in new.items()}
-        except re.error as error:
-            raise UsageError(f'--rename takes a regular expression, {pattern!r} is none ({error})') from error
-        if changed == new:
-            raise UsageError(f'--rename: {pattern!r} is found in no name, such as {", ".join(list(new.values())[:3])}')
-        new = changed
-    name, times = Counter(new.values()).most_common(1)[0]
-    if times > 1:
-        raise UsageError(f'--prefix and --rename give {times} tensors the name {name}')
-    return {new[k]: v for k, v in state.items()}
 
 
 def choice(options: dict[str, str], name: str, values: tuple[str, ...], default: str = '') -> str:

@@ -13,7 +13,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,17 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import mmext
 from mmext import cli
 from mmext.checkpoints import read
-from mmext.converters import SYSTEMS, Converted, convert, find_system, rename
+from mmext.converters import SYSTEMS, Converted, convert, find_system, rename, state_dict_in
 from mmext.errors import UsageError
 
 SHOWN = 12  # of many names or notes
-NESTS = ('state_dict', 'model', 'model_ema')
 
 
 class _List(argparse.Action):
@@ -66,25 +63,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--config', help='build this model, load the result, and report')
     parser.add_argument('--force', action='store_true', help='overwrite DST')
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     return parser.parse_args(argv)
-
-
-def state_dict_in(content: Any, key: str | None) -> tuple[dict[str, Any], str]:
-    """Return the state dict that a file holds, without ``module.`` in its names, and where it was found.
-
-    Values other than tensors stay: one system lists its ranks beside them.
-    """
-    where = ''
-    if isinstance(content, Mapping):
-        where = key or next((k for k in NESTS if isinstance(content.get(k), (Mapping, nn.Module))), '')
-        if key and key not in content:
-            raise UsageError(f'the checkpoint has no {key}, only {", ".join(map(str, list(content)[:8]))}')
-    inside = content[where] if where else content
-    state = inside.state_dict() if isinstance(inside, nn.Module) else inside
-    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
-        have = ', '.join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-        raise UsageError(f'there is no state dict in the checkpoint, only {have}; name its place by --key')
-    return {str(k).removeprefix('module.'): v for k, v in state.items()}, where
 
 
 def pairs(items: Sequence[str], option: str) -> dict[str, str]:
@@ -120,11 +100,7 @@ def report_on(config: str, state: Mapping[str, Tensor]) -> None:
     Raises:
         UsageError: If nothing does.
     """
-    cfg = cli.read_config(config)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    if 'data_preprocessor' in cfg:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    report = load_report(MODELS.build(copy.deepcopy(cfg.model)), state)
+    report = load_report(cli.load_subject(cli.read_config(config)), state)
     print(f'{config}: ' + ', '.join(f'{len(names)} {kind}' for kind, names in report.items()))
     for kind in ('missing', 'unexpected', 'of another shape'):
         print_names(f'  {kind}', report[kind])
@@ -148,8 +124,11 @@ def write(path: Path, converted: Mapping[str, Tensor], meta: dict[str, str]) -> 
     partial = path.with_name(f'{path.name}.partial')
     # Views would be written with all that they are views of.
     state = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in converted.items()}
-    torch.save(dict(state_dict=state, meta=dict(mmext=meta)), partial)
-    os.replace(partial, path)
+    try:
+        torch.save(dict(state_dict=state, meta=dict(mmext=meta)), partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def tell(converted: Converted, target: str) -> None:
@@ -166,10 +145,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, convert, report and write."""
     args = parse_args(argv)
     entry, dst = find_system(args.system), Path(args.dst)
-    if dst.is_dir() or dst.resolve() == Path(args.src).resolve():
-        raise UsageError(f'{dst} is a folder or SRC itself; choose another DST')
+    if dst.resolve() == Path(args.src).resolve():
+        raise UsageError(f'{dst} is SRC itself; choose another DST')
     if dst.exists() and not args.force:
         raise UsageError(f'{dst} exists and is not overwritten; choose another DST or pass --force')
+    cli.refuse_unwritable(dst)
     state, where = state_dict_in(read(args.src, args.trust), args.key)
     print(f'{args.src}: {len(state)} entries' + (f' in {where}' if where else ''))
     converted = convert(entry.name, state, pairs(args.options, '--options'))
