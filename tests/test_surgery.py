@@ -1,4 +1,7 @@
 import copy
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from torch import nn
 import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
 from mmext.activations.leni import LENI
 from mmext.convs.refconv import RefConv2d
+from mmext.export import export_onnx
+from mmext.folding import fold
 from mmext.surgery import CallSites, swap_layers
 
 REFCONV = dict(to=dict(type='mmext.RefConv2d'))
@@ -73,24 +78,91 @@ def test_shared_relu_gets_one_instance_per_call():
     assert [s.num_channels for s in sites] == [16, 16, 64]
     assert isinstance(model.relu, LENI)
 
-    # Each call has its own parameters, and an interrupted forward leaves nothing out of step.
-    with torch.no_grad():
-        sites[1].neg_scale.fill_(1.0)
-    x = torch.randn(1, 64 // 2, 8, 8)
+
+def lively(**kwargs):
+    """A residual network whose call sites all differ and matter."""
+    rules = [dict(layer='ReLU', to=dict(type='mmext.LENI', init_neg=1.0, norm_cfg=None))]
+    model = swap_layers(dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8, **kwargs), rules)
     model.eval()
-    block = model.layer2[0]
-    x = torch.randn(1, block.conv1.in_channels, 8, 8)
+    return shake(model)
+
+
+def shake(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize('deployed', [False, True])
+def test_threads_that_run_one_model_get_what_each_would_get_alone(deployed):
+    model = lively()
+    model = fold(model, fuse_bn=True) if deployed else model
+    images = [torch.randn(1, 3, 48, 48) for _ in range(4)]
+    with torch.no_grad():
+        alone = [model(x)[-1] for x in images]
+
+    def work(i):
+        with torch.no_grad():
+            return sum(not torch.equal(alone[i], model(images[i])[-1]) for _ in range(15))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [0] * 4
+
+
+def test_an_interrupted_and_a_nested_forward_leave_nothing_out_of_step():
+    model = lively()
+    block, x = model.layer1[0], torch.randn(1, 8, 8, 8)
     expected = block(x)
-    with pytest.raises(RuntimeError):
-        block(torch.randn(1, block.conv1.in_channels + 1, 8, 8))
-    sites.next_site = 2
+    for wrong in (torch.randn(1, 9, 8, 8), None):
+        with pytest.raises((RuntimeError, AttributeError, TypeError)):
+            block(wrong)
+        assert torch.equal(block(x), expected)
+    # Between two of its calls the block runs once more, as a shared block or a recursive one does.
+
+    def once_more(*_):
+        handle.remove()
+        block(x)
+
+    handle = block.conv2.register_forward_pre_hook(once_more)
     assert torch.equal(block(x), expected)
-    clone = copy.deepcopy(block)
-    clone.relu.next_site = 2
-    assert torch.equal(clone(x), expected)
 
 
-def test_activation_checkpointing_recomputes_with_the_right_instances():
+def test_copies_and_pickles_compute_the_same():
+    model = lively()
+    x = torch.randn(1, 3, 32, 32)
+    expected = model(x)[-1]
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)):
+        assert torch.equal(other(x)[-1], expected)
+        for parameter in other.parameters():
+            parameter.data.zero_()
+    assert torch.equal(model(x)[-1], expected), 'a copy shares nothing'
+    assert type(model.layer1[0]).__name__ == 'BasicBlock'
+    assert isinstance(model.layer1[0], type(ROOT_MODELS.build(dict(type='mmpretrain.ResNet', depth=18)).layer1[0]))
+
+
+def test_compilers_and_exporters_see_every_call_site(tmp_path):
+    model = lively()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)[-1]
+        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+        torch.testing.assert_close(compiled(x)[-1], expected)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x)[-1], expected)
+        torch.testing.assert_close(torch.jit.trace(model, x)(x)[-1], expected)
+        assert torch.equal(torch.fx.symbolic_trace(model)(x)[-1], expected)
+    assert export_onnx(model, x, tmp_path / 'model.onnx') < 1e-5
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_activation_checkpointing_recomputes_with_the_right_instances(reentrant, monkeypatch):
+    checkpoint = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        'torch.utils.checkpoint.checkpoint', lambda *args, **_: checkpoint(*args, use_reentrant=reentrant)
+    )
     cfg = dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=True)
     rules = [dict(layer='ReLU', to=dict(type='mmext.LENI', norm_cfg=None, init_neg=0.3))]
     plain = swap_layers(dict(cfg), rules)
@@ -99,8 +171,11 @@ def test_activation_checkpointing_recomputes_with_the_right_instances():
     x = torch.randn(1, 3, 32, 32)
     for model in (plain, checkpointed):
         model.train()
-        for _ in range(2):
-            model(x.clone().requires_grad_())[-1].square().sum().backward()
+        for retain in (True, False):
+            loss = model(x.clone().requires_grad_())[-1].square().sum()
+            if retain:
+                loss.backward(retain_graph=True)
+            loss.backward()
     for (name, a), (_, b) in zip(plain.named_parameters(), checkpointed.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=lambda m, name=name: f'{name}: {m}')
 
