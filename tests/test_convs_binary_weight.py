@@ -119,6 +119,54 @@ def test_projected_after_every_step_it_learns_as_if_clamped_before_every_forward
     torch.testing.assert_close(ours.weight, other.weight)
 
 
+def port_kernel(weight):
+    """What the port makes of latent weights, all of it in place: centered, clamped, then binarized."""
+    weight.sub_(weight.mean(1, keepdim=True)).clamp_(-1, 1)
+    alpha = weight.abs().sum((1, 2, 3), keepdim=True) / weight[0].numel()
+    return alpha * torch.where(weight >= 0, 1.0, -1.0)
+
+
+def port_gradient(weight, g):
+    """The port's gradient of centered and clamped weights, without its rescaling."""
+    n, sign = weight[0].numel(), weight.sign()
+    alpha = weight.abs().sum((1, 2, 3), keepdim=True) / n
+    return alpha * g + sign * (sign * g).sum((1, 2, 3), keepdim=True) / n
+
+
+@pytest.mark.parametrize('spread', [0.1, 0.7, 3.0])
+def test_centering_comes_before_clamping(spread):
+    weight = spread * torch.randn(6, 5, 3, 3, dtype=torch.float64) + 0.3
+    expected = port_kernel(weight.clone())
+    torch.testing.assert_close(binarize_weight(weight, center=True), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize('cls', LAYERS)
+@pytest.mark.parametrize('optimizer', [torch.optim.SGD, torch.optim.AdamW])
+def test_with_the_hook_a_centered_layer_learns_as_in_the_port(cls, optimizer):
+    """Also where the path depends on the part of the gradient that centering takes away: with Adam and with decay."""
+    ours = cls(5, 6, 3, grad='exact', center=True, bias=False).double()
+    theirs = ours.weight.detach().clone()
+    ours.project_parameters()
+    x, target = torch.randn(4, 5, 6, 6, dtype=torch.float64), torch.randn(4, 6, 4, 4, dtype=torch.float64)
+    stored = torch.nn.Parameter(theirs)
+    steps = [optimizer([w], lr=0.05, weight_decay=0.1) for w in (ours.weight, stored)]
+    for _ in range(5):
+        kernel = port_kernel(stored.data)
+        plain = cls(5, 6, 3, grad='ste', clamp=False, bias=False).double()
+        plain.weight.data.copy_(kernel)
+        for module, step in ((ours, steps[0]), (plain, None)):
+            module.zero_grad()
+            (module(x) - target).square().mean().backward()
+            if step:
+                step.step()
+                module.project_parameters()
+        stored.grad = port_gradient(stored.data, plain.weight.grad)
+        steps[1].step()
+    port_kernel(stored.data)
+    assert stored.abs().max() < 1
+    torch.testing.assert_close(ours.weight, stored, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize('cls', LAYERS)
 @pytest.mark.parametrize('grad', ['paper', 'exact', 'ste'])
 def test_a_layer_may_be_called_twice_in_one_forward(cls, grad):

@@ -11,7 +11,7 @@ from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 
-__all__ = ['BinaryWeightConv2d', 'binarize_weight', 'check_binary']
+__all__ = ['BinaryWeightConv2d', 'binarize_weight', 'check_binary', 'settle_latent']
 
 GRADIENTS = ('paper', 'exact', 'ste')
 
@@ -41,9 +41,9 @@ class BinaryWeightConv2d(GeneratedConv2d):
     Args:
         *args: Those of ``nn.Conv2d``.
         grad: See above.
-        center: Subtract each filter's mean over its input channels first.
-        clamp: Compute with the latent weights clamped to [-1, 1]. ``mmext.ProjectionHook`` clamps what is stored as well,
-            after every optimizer step: a weight that may run away takes as long to come back.
+        center: Subtract each filter's mean over its input channels first, see :func:`settle_latent`.
+        clamp: Clamp to [-1, 1], after centering. ``mmext.ProjectionHook`` centers and clamps what is stored as well, after
+            every optimizer step: a weight that may run away takes as long to come back.
         per_output: One scale per filter; else one for the whole layer.
         **kwargs: Those of ``nn.Conv2d``.
 
@@ -54,7 +54,8 @@ class BinaryWeightConv2d(GeneratedConv2d):
         ValueError: If ``grad`` is unknown, or ``center`` is asked for filters with a single input channel, which it would
             set to zero.
 
-    Our reading: sign(0) is +1, so that the kernel stays binary.
+    Centering and clamping follow a port of the authors' code, which does both in place before every forward: the gradient
+    passes by them to what is stored. Our reading: sign(0) is +1, so that the kernel stays binary.
     """
 
     def __init__(
@@ -72,9 +73,8 @@ class BinaryWeightConv2d(GeneratedConv2d):
 
     @torch.no_grad()
     def project_parameters(self) -> None:
-        """Keep the latent weights in [-1, 1], if ``clamp`` says so."""
-        if self.clamp:
-            self.weight.clamp_(-1, 1)
+        """Center and clamp the latent weights, as the layer computes with them."""
+        self.weight.copy_(settle_latent(self.weight, self.center, self.clamp))
 
     def generate_kernel(self) -> Tensor:
         return binarize_weight(self.weight, self.grad, self.center, self.clamp, self.per_output)
@@ -83,22 +83,24 @@ class BinaryWeightConv2d(GeneratedConv2d):
         return f'grad={self.grad!r}, center={self.center}, clamp={self.clamp}, per_output={self.per_output}'
 
 
+def settle_latent(weight: Tensor, center: bool, clamp: bool) -> Tensor:
+    """Return the latent weights that are binarized: centered over the input channels, then clamped to [-1, 1]."""
+    weight = weight - weight.mean(1, keepdim=True) if center else weight
+    return weight.clamp(-1, 1) if clamp else weight
+
+
 def binarize_weight(
     weight: Tensor, grad: str = 'paper', center: bool = False, clamp: bool = True, per_output: bool = True
 ) -> Tensor:
     """Return the scaled signs of ``weight``, (Co, ...), with the estimated gradient; see :class:`BinaryWeightConv2d`."""
-    # A difference of zero carries the gradient, so that the value is alpha times the sign exactly.
-    fixed = weight.detach()
-    zero = weight - fixed
-    if clamp:
-        fixed = fixed.clamp(-1, 1)
-    if center:
-        fixed, zero = fixed - fixed.mean(1, keepdim=True), zero - zero.mean(1, keepdim=True)
+    # A difference of zero carries the gradient, so that the value is alpha times the sign exactly. Centering and clamping
+    # are projections of what is stored, and the gradient is that of what they return.
+    zero = weight - weight.detach()
+    fixed = settle_latent(weight.detach(), center, clamp)
     inside = (fixed.abs() <= 1).to(weight)
     signs = torch.where(fixed >= 0, 1.0, -1.0).to(weight)
     over = tuple(range(1 if per_output else 0, weight.ndim))
-    magnitude = fixed.abs().clamp(max=1) if clamp else fixed.abs()
-    alpha = magnitude.mean(over, keepdim=True)
+    alpha = fixed.abs().mean(over, keepdim=True)
     if grad == 'ste':
         return alpha * signs + inside * zero
     if grad == 'paper':

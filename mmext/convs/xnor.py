@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmext.convs.base import ExtConv2d
-from mmext.convs.binary_weight import binarize_weight, check_binary
+from mmext.convs.binary_weight import binarize_weight, check_binary, settle_latent
 from mmext.registry import MODELS
 
 __all__ = ['XNORConv2d']
@@ -72,9 +72,8 @@ class XNORConv2d(ExtConv2d):
 
     @torch.no_grad()
     def project_parameters(self) -> None:
-        """Keep the latent weights in [-1, 1], if ``clamp`` says so."""
-        if self.clamp:
-            self.weight.clamp_(-1, 1)
+        """Center and clamp the latent weights, as the layer computes with them."""
+        self.weight.copy_(settle_latent(self.weight, self.center, self.clamp))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve the signs of ``x``, (N, in_channels, H, W), with the binary kernel."""
