@@ -309,6 +309,16 @@ def test_the_set_up_refuses_before_it_starts(arguments, says):
     assert re.match(says, line)
 
 
+def test_the_check_of_a_build_removes_only_its_own_folder(tmp_path):
+    (tmp_path / 'mine').touch()
+    run = subprocess.run(
+        [ROOT / 'tools' / 'misc' / 'check_build.sh', tmp_path, sys.executable], capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert 'holds other things' in run.stderr
+    assert (tmp_path / 'mine').exists()
+
+
 @pytest.mark.parametrize('editable', [False, True])
 def test_the_folder_mim_looks_for(script, monkeypatch, tmp_path, editable):
     from setuptools import Distribution

@@ -4,8 +4,12 @@
 set -euo pipefail
 folder=$1 python=$(realpath --no-symlinks "$2")
 shift 2
+mark=.mmext-check
+[ -z "$(ls -A "$folder" 2>/dev/null)" ] || [ -f "$folder/$mark" ] ||
+    { echo "FOLDER holds other things ($folder); choose a new folder" >&2; exit 2; }
 rm -rf "$folder"
 mkdir -p "$folder"
+touch "$folder/$mark"
 tar -cf - --exclude=./build --exclude='./.venv*' --exclude=./.git --exclude=./data --exclude=./work_dirs --exclude='*.so' \
     --exclude='*.egg-info' --exclude=__pycache__ . | tar -xf - -C "$folder"
 cd "$folder"
