@@ -16,6 +16,7 @@ from mmext.folding import fold
 from mmext.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
+STACKS = sorted(folder.name for folder in (ROOT / 'requirements').iterdir() if folder.is_dir())
 README = (ROOT / 'README.md').read_text()
 PYTHON = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
@@ -76,7 +77,7 @@ def test_the_example_component_works_as_printed():
         MODELS.module_dict.pop('ScaledConv2d', None)
 
 
-@pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
+@pytest.mark.parametrize('stack', STACKS)
 def test_the_version_table_is_the_pinned_one(stack):
     pins = dict(
         re.findall(
@@ -85,7 +86,8 @@ def test_the_version_table_is_the_pinned_one(stack):
             re.MULTILINE,
         )
     )
-    column = 1 + ['onedl', 'openmmlab'].index(stack)
+    header = re.search(r'^\| \| `STACK=.*$', README, re.MULTILINE)[0]
+    column = 1 + re.findall(r'STACK=(\w+)', header).index(stack)
     for label in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
         cell = re.search(rf'^\| {label} \|(.*)\|$', README, re.MULTILINE)[1].split('|')[column - 1]
         name, version = cell.split()
