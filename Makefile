@@ -22,8 +22,9 @@ demo: setup ## data, then train, test, deploy and draw (TASK=det, seg, sagd or i
 test: setup ## all tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, and the sentences that are hardest to read
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy mmext
+	@$(PY) tools/misc/prose.py
 
 doctor: setup ## what is installed, what works, what to do about what does not
 	@$(PY) -m mmext.doctor
