@@ -17,9 +17,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timing import Report, check, interleave, main
 from torch import Tensor, nn
 
+from mmext.analysis.timing import Report, check, interleave, main
 from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 

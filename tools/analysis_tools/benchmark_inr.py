@@ -26,9 +26,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timing import Report, check, interleave, main
 from torch import Tensor, nn
 
+from mmext.analysis.timing import Report, check, interleave, main
 from mmext.folding import fold
 from mmext.inr import ConvINR, CoordMLP, coordinate_grid
 from mmext.registry import MODELS

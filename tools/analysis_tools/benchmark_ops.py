@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import Report, check, interleave, main
 from torch import Tensor
 
+from mmext.analysis.timing import Report, check, interleave, main
 from mmext.ops import _reference, depthwise_conv2d, neighborhood_aggregate
 from mmext.ops._geometry import resolve
 

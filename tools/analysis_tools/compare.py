@@ -26,10 +26,10 @@ from pathlib import Path
 
 import torch
 from mmengine.analysis import get_model_complexity_info
-from timing import interleave
 from torch import Tensor, nn
 
 from mmext import cli
+from mmext.analysis.timing import interleave
 from mmext.contracts import FreezesStatistics, MakesInputs
 from mmext.errors import UsageError
 from mmext.export import TensorMode, example_inputs

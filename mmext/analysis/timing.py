@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from mmext.ops import native_status
+
+__all__ = ['Report', 'check', 'interleave', 'main', 'plot', 'say', 'setting', 'write']
 
 
 def interleave(contenders: dict[str, Callable], rounds: int, seconds: float = 0.15) -> dict[str, dict[str, float]]:
@@ -62,7 +65,7 @@ class Report:
                 f'{row["ours"]["median"]:9.2f} ms{row["theirs"]["median"]:10.2f} ms   (minima {row["by_minima"]:.1f}x)'
             )
         verdict = f'{"":9s}  ' if target is None else f'{target:9.2f}  {"met" if met else "MISSED"}'
-        print(f'{figure:66s}{value:9.2f}{verdict}{detail}', flush=True)
+        say(f'{figure:66s}{value:9.2f}{verdict}{detail}')
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -80,6 +83,12 @@ def plot(rows: list[dict], path: Path) -> None:
     axis.invert_yaxis()
     axis.legend()
     figure.savefig(path, dpi=120)
+
+
+def say(line: str) -> None:
+    """Write a line to the terminal at once: a benchmark is watched while it runs."""
+    sys.stdout.write(f'{line}\n')
+    sys.stdout.flush()
 
 
 def setting() -> dict:
@@ -117,8 +126,8 @@ def main(sections: Mapping[str, Callable[[Report, int], None]], description: str
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report = Report()
-    print(json.dumps(setting()))
-    print(f'{"figure":66s}{"value":>9s}{"target":>9s}')
+    say(json.dumps(setting()))
+    say(f'{"figure":66s}{"value":>9s}{"target":>9s}')
     for section in arguments.only:
         sections[section](report, arguments.rounds)
     write(report, arguments.out)

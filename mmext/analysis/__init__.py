@@ -1,0 +1,1 @@
+"""What the analysis tools share: timing, and later drawing."""
