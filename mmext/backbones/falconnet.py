@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleList, Sequential
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
+from mmext.backbones.base import Backbone
 from mmext.blocks.build import with_num_channels
 from mmext.blocks.light_block import LIGHT_BLOCKS
 from mmext.registry import MODELS
@@ -49,7 +49,7 @@ class _Stem(BaseModule):
 
 
 @MODELS.register_module()
-class FalconNet(BaseModule):
+class FalconNet(Backbone):
     """Light-weight backbone: LightNet with a pluggable block, by default the Meta Light Block with RepSO and RefCO.
 
     Cai and Shen, *FalconNet: Factorization for the Light-weight ConvNets*, 2023, arXiv 2306.06365.
@@ -119,23 +119,16 @@ class FalconNet(BaseModule):
         act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
         depths, channels = _resolve_arch(arch, self.arch_zoo)
-        self.out_indices = _resolve_indices(out_indices, len(depths))
+        super().__init__(out_indices, len(depths), frozen_stages, norm_eval, init_cfg)
         blocks = _resolve_blocks(block, len(depths))
-        num_stages = self.out_indices[-1] + 1
-        if not -1 <= frozen_stages <= num_stages:
-            raise ValueError(
-                f'FalconNet needs frozen_stages from -1 to {num_stages} (the stages built), got {frozen_stages}'
-            )
+        num_stages = self.num_scales
         if head_channels is not None and num_stages < len(depths):
             raise ValueError(
                 f'FalconNet puts head_channels={head_channels} on the last stage, which {out_indices=} does '
                 'not return; add it to out_indices or drop head_channels'
             )
         self.depths = depths[:num_stages]
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
 
         self.stem = _Stem(in_channels, channels[0], stem_shortcut, conv_cfg, norm_cfg, act_cfg)
         rates = iter([drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))])
@@ -163,7 +156,10 @@ class FalconNet(BaseModule):
             )
             self.out_channels = (*self.out_channels[:-1], head_channels)
         self.out_strides = tuple(4 * 2**i for i in self.out_indices)
-        self._freeze()
+        self.freeze()
+
+    def parts(self) -> list[list[nn.Module]]:
+        return [[self.stem], *([stage] for stage in self.stages)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (N, 3, H, W), to the maps of ``out_indices``."""
@@ -182,22 +178,6 @@ class FalconNet(BaseModule):
         if self.head is not None:
             outs[-1] = self.head(outs[-1])
         return tuple(outs)
-
-    def train(self, mode: bool = True) -> FalconNet:
-        """Switch the mode; frozen stages, and with ``norm_eval`` all batch norms, stay in eval mode."""
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def _freeze(self) -> None:
-        if self.frozen_stages >= 0:
-            for part in (self.stem, *self.stages[: self.frozen_stages]):
-                part.eval()
-                part.requires_grad_(False)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Return the depth of a parameter and the number of depths, for a layer-wise learning rate.
@@ -219,12 +199,6 @@ class FalconNet(BaseModule):
         block = int(parts[3]) if parts[2] == 'blocks' else 0
         return 1 + sum(self.depths[:stage]) + block, num_layers
 
-    def switch_to_deploy(self) -> None:
-        """Fold everything that folds, in place; outputs in eval mode stay the same."""
-        from mmext.folding import fold
-
-        fold(self)
-
 
 def _resolve_arch(arch: str | dict, zoo: dict[str, dict]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if isinstance(arch, str):
@@ -241,18 +215,6 @@ def _resolve_arch(arch: str | dict, zoo: dict[str, dict]) -> tuple[tuple[int, ..
     if any(b % a for a, b in pairwise(channels)):
         raise ValueError(f'FalconNet needs each width to be a multiple of the one before, got {channels=}')
     return depths, channels
-
-
-def _resolve_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    if not given or not all(-num_stages <= i < num_stages for i in given):
-        raise ValueError(f'FalconNet needs out_indices within its {num_stages} stages, got {out_indices}')
-    indices = tuple(i % num_stages for i in given)
-    if list(indices) != sorted(set(indices)):
-        raise ValueError(
-            f'FalconNet returns maps from large to small and needs ascending out_indices, got {out_indices}'
-        )
-    return indices
 
 
 def _resolve_blocks(block: str | dict | Sequence[str | dict], num_stages: int) -> list[dict]:
