@@ -34,8 +34,14 @@ inline Isa isa() {
 }
 
 #if defined(__x86_64__)
+// Clang does not know this preference, and would ignore the whole attribute for it.
+#if defined(__clang__)
+#define MMEXT_PREFER_512
+#else
+#define MMEXT_PREFER_512 ",prefer-vector-width=512"
+#endif
 #define MMEXT_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2")))
-#define MMEXT_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512")))
+#define MMEXT_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl" MMEXT_PREFER_512)))
 #define MMEXT_MULTIVERSION(kernel, Band)                                                              \
   template <typename T, typename Acc>                                                                 \
   MMEXT_TARGET_AVX512 void kernel##_avx512(const Band<T, Acc>& b) { kernel<64>(b); }                  \
