@@ -38,7 +38,7 @@ def state_dict_in(content: Any, key: str | None = None) -> tuple[dict[str, Any],
     state = inside.state_dict() if isinstance(inside, nn.Module) else inside
     if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
         have = ', '.join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-        raise UsageError(f'there is no state dict in the checkpoint, only {have}; name its place by --key')
+        raise UsageError(f'there is no state dict in the checkpoint, only {have or "nothing"}; name its place by --key')
     names = Counter(str(k).removeprefix('module.') for k in state)
     if len(names) < len(state):
         raise UsageError(

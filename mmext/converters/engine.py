@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,16 +91,17 @@ class System:
 
     def layers(self, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the tensors of every layer by their official names, in the file's order."""
-        pattern = re.compile(rf'(?:(.*?)\.)??(?:{self.marker})')
-        found = {k: match[1] or '' for k in state if (match := pattern.fullmatch(k))}
-        names = re.compile(f'{self.marker}|{self.takes}')
+        marker, names = re.compile(self.marker), re.compile(f'{self.marker}|{self.takes}')
         layers: dict[str, dict[str, Any]] = {}
-        for key, layer in found.items():
-            if layer in layers or not (self.signature or getattr(state[key], 'ndim', 0) == 4):
-                continue
-            start = len(layer) + 1 if layer else 0
-            own = {k[start:]: v for k, v in state.items() if k.startswith(f'{layer}.' if layer else '')}
-            layers[layer] = {short: tensor for short, tensor in own.items() if names.fullmatch(short)}
+        for key, value in state.items():
+            if self.signature or getattr(value, 'ndim', 0) == 4:
+                found = next((layer for layer, short in _splits(key) if marker.fullmatch(short)), None)
+                if found is not None:
+                    layers.setdefault(found, {})
+        for key, value in state.items():
+            for layer, short in _splits(key):
+                if layer in layers and names.fullmatch(short):
+                    layers[layer][short] = value
         return layers
 
     def holds(self, state: Mapping[str, Any]) -> int:
@@ -110,6 +111,13 @@ class System:
     def claims(self, names: Collection[str]) -> bool:
         """Return whether a layer with these names is an official one of this system."""
         return bool(self.signature) and all(any(re.fullmatch(p, name) for name in names) for p in self.signature)
+
+
+def _splits(key: str) -> Iterator[tuple[str, str]]:
+    """Return every module that a tensor may belong to, with the rest of its name, the outermost first."""
+    yield '', key
+    for dot in re.finditer(r'\.', key):
+        yield key[: dot.start()], key[dot.end() :]
 
 
 SYSTEMS: dict[str, System] = {}
