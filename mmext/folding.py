@@ -117,6 +117,10 @@ def folded(model: nn.Module | str | dict | list, fuse_bn: bool = False, **model_
     """Build a component in its folded form, in the configs that ``tools/deploy.py`` writes (ours).
 
     The weights are those of a fresh model and come from the checkpoint that was written beside the config.
+
+    Example:
+        >>> folded(dict(type='mmext.RefConv2d', in_channels=8, out_channels=8, kernel_size=3))
+        Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1))
     """
     built = build_wrapped(model, model_args, 'folded')
     built.eval()  # not chained: the train() of some hosts' backbones returns None

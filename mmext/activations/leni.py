@@ -51,6 +51,10 @@ class LENI(nn.Module):
     Raises:
         ValueError: If ``num_channels`` is missing, ``t_group_size`` does not divide it, ``kernel_size`` is even, or
             ``mode`` or ``neg_input`` is unknown.
+
+    Example:
+        >>> LENI(num_channels=8)(torch.randn(2, 8, 6, 6)).shape
+        torch.Size([2, 8, 6, 6])
     """
 
     example = dict(num_channels=8)
@@ -145,6 +149,10 @@ class LENIConv(BaseModule):
 
     Raises:
         ValueError: If ``out_channels`` is odd.
+
+    Example:
+        >>> LENIConv(8, 16, 3)(torch.randn(2, 8, 6, 6)).shape[1]
+        16
     """
 
     example = dict(in_channels=8, out_channels=8, kernel_size=3)

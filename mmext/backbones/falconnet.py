@@ -95,6 +95,11 @@ class FalconNet(Backbone):
     Raises:
         ValueError: If ``arch``, ``out_indices``, ``frozen_stages``, ``block`` or ``head_channels`` contradict each other, or
             an image is too small.
+
+    Example:
+        >>> net = FalconNet(out_indices=(2, 3))
+        >>> [tuple(x.shape) for x in net(torch.randn(2, 3, 64, 64))]
+        [(2, 128, 4, 4), (2, 256, 2, 2)]
     """
 
     example = dict(arch=dict(depths=(1, 2, 1), channels=(16, 32, 64)), out_indices=(0, 1, 2))

@@ -62,6 +62,10 @@ class RefCO(nn.Module):
 
     Raises:
         ValueError: If the groups do not divide the channels, or the range is not full and ``check_full_range`` is set.
+
+    Example:
+        >>> RefCO(16, 32)(torch.randn(2, 16, 6, 6)).shape
+        torch.Size([2, 32, 6, 6])
     """
 
     example = dict(in_channels=16, out_channels=16)
@@ -126,6 +130,10 @@ class GhostCO(nn.Module):
 
     Raises:
         ValueError: If ``ratio`` is smaller than 2 or does not divide ``out_channels``.
+
+    Example:
+        >>> GhostCO(8, 16)(torch.randn(2, 8, 6, 6)).shape
+        torch.Size([2, 16, 6, 6])
     """
 
     example = dict(in_channels=8, out_channels=8)

@@ -52,6 +52,11 @@ class MetaBasicBlock(BaseModule):
 
     Raises:
         ValueError: If C times the expansion is no whole number, or a channel operator is missing.
+
+    Example:
+        >>> block = MetaBasicBlock(16, so2=dict(type='Conv2d'))
+        >>> block(torch.randn(2, 16, 6, 6)).shape
+        torch.Size([2, 16, 6, 6])
     """
 
     example = dict(channels=16)
@@ -139,6 +144,10 @@ class MetaLightBlock(MetaBasicBlock):
             the identity.
         channel: Both channel operators, ``dict(type='Conv2d')`` being the dense ones; or a pair of configs.
         **kwargs: Further ones of :class:`MetaBasicBlock`.
+
+    Example:
+        >>> MetaLightBlock(16)(torch.randn(2, 16, 6, 6)).shape
+        torch.Size([2, 16, 6, 6])
     """
 
     example = dict(channels=16)

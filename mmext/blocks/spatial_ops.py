@@ -27,6 +27,10 @@ class PartialSO(nn.Module):
 
     Raises:
         ValueError: If ``out_channels`` differs from ``in_channels`` or ``ratio`` does not divide them.
+
+    Example:
+        >>> PartialSO(8, 8)(torch.randn(2, 8, 6, 6)).shape
+        torch.Size([2, 8, 6, 6])
     """
 
     example = dict(in_channels=8, out_channels=8)

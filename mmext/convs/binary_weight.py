@@ -56,6 +56,11 @@ class BinaryWeightConv2d(GeneratedConv2d):
 
     Centering and clamping follow a port of the authors' code, which does both in place before every forward: the gradient
     passes by them to what is stored. Our reading: sign(0) is +1, so that the kernel stays binary.
+
+    Example:
+        >>> kernel = BinaryWeightConv2d(8, 8, 3).eval().fold().weight
+        >>> kernel[0].unique().numel()
+        2
     """
 
     def __init__(

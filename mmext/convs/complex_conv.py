@@ -46,6 +46,11 @@ class ComplexConv2d(GeneratedConv2d):
     :math:`1/\sqrt{n_{in} + n_{out}}` (Glorot), the phase uniform; the released code leaves the square root out. With
     ``groups``, the complex channels are grouped (our reading). That is no grouping of the real ones, so the kernel is a
     dense one with zeros, and costs as much.
+
+    Example:
+        >>> layer = ComplexConv2d(8, 8, 3, padding=1)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     loads_kernel_exactly = False

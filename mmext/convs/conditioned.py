@@ -45,6 +45,11 @@ class ConditionedConv2d(GeneratedConv2d):
 
     Raises:
         ValueError: If ``source`` is unknown.
+
+    Example:
+        >>> layer = ConditionedConv2d(8, 8, 3, padding=1)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     condition: Tensor

@@ -70,6 +70,11 @@ class DCLSConv2d(PointConv2d):
       ``'max'`` it is 0 there, and a point that was stopped at the border stays for good.
 
     A plain kernel is taken tap by tap, the m largest of each: exactly by ``'v0'`` and ``'v1'`` if m points suffice.
+
+    Example:
+        >>> layer = DCLSConv2d(8, 8, 17, padding=8, groups=8, kernel_count=20).eval()
+        >>> layer.fold().kernel_size
+        (17, 17)
     """
 
     typical = dict(kernel_size=17, depthwise=True, kernel_count=34)

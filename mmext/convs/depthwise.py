@@ -29,6 +29,11 @@ class DepthwiseConv2d(ExtConv2d):
 
     Raises:
         ValueError: Unless groups, in_channels and out_channels are equal.
+
+    Example:
+        >>> layer = DepthwiseConv2d(8, 8, 31, padding=15, groups=8)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     example = dict(groups=8)

@@ -47,6 +47,11 @@ class DEConv2d(GeneratedConv2d):
         add, so that all of them together compute with it.
 
     Ours: stride, padding, dilation, groups and ``theta`` as arguments, and one bias where the released layer adds five.
+
+    Example:
+        >>> layer = DEConv2d(8, 8, 3, padding=1)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     def __init__(self, *args: Any, theta: float = 1.0, **kwargs: Any) -> None:

@@ -47,6 +47,11 @@ class DilatedReparamConv2d(ReparamConv2d):
             :class:`mmext.convs.reparam.ReparamConv2d` refuses.
 
     A 1 x 1 or 3 x 3 kernel, which the released network leaves plain, stays a plain convolution here too.
+
+    Example:
+        >>> layer = DilatedReparamConv2d(8, 8, 9, padding=4, groups=8).eval()
+        >>> layer.fold().weight.shape
+        torch.Size([8, 1, 9, 9])
     """
 
     example = dict(kernel_size=9)

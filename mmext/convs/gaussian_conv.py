@@ -62,6 +62,11 @@ class GaussianConv2d(GeneratedConv2d):
 
     Where the layer is not depthwise it computes as blur and convolution in eval mode as well, and deployment leaves it, since
     a dense kernel of the full size costs several times more. A 1 x 1 kernel stays a plain convolution.
+
+    Example:
+        >>> layer = GaussianConv2d(8, 8, 3, sigma=1.0).eval()
+        >>> layer(torch.randn(1, 8, 20, 20)).shape[:2]
+        torch.Size([1, 8])
     """
 
     def __init__(

@@ -44,6 +44,11 @@ class InceptionDWConv2d(GeneratedConv2d):
     A layer that is not depthwise, is 1x1 or has fewer than three channels stays plain, so that ``conv_cfg`` can name this
     class for a whole network. Ours: any stride, padding and dilation (the released layer has stride 1 and keeps the size;
     here every part sees what its place in the K x K kernel sees), and the one channel where :math:`C r < 1`.
+
+    Example:
+        >>> layer = InceptionDWConv2d(8, 8, 11, padding=5, groups=8)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     example = dict(kernel_size=5, groups=8)

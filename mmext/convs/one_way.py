@@ -43,6 +43,11 @@ class OneWayConv2d(GeneratedConv2d):
 
     The factors are drawn normally, each so that it keeps the variance of what it gets, and the last so that the kernel has
     the variance :math:`2 / (C_i k_h k_w)`. A plain layer's kernel has no such form, so that none is taken over.
+
+    Example:
+        >>> layer = OneWayConv2d(8, 8, 3, padding=1)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     fold_in_deploy = False

@@ -63,6 +63,11 @@ class PartialConv2d(ExtConv2d):
     Ours: the quotient is exact, without the released code's 1e-8 (which is 0 in half precision); in a layer with several
     groups, each is scaled by its own channels' mask; nothing of a mask is kept from one call for the next. A soft mask, with
     values between 0 and 1, follows the formula above, where the released code multiplies by m' twice if there is a bias.
+
+    Example:
+        >>> layer = PartialConv2d(8, 8, 3, padding=1)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     fold_in_deploy = False

@@ -49,6 +49,11 @@ class PHConv2d(GeneratedConv2d):
     Our reading: with ``groups``, every group has filters of its own and all share the algebra. Input channels of a group
     that ``n`` does not divide are completed by channels of zeros, so that an image of three channels can be the input for
     n=2 or n=4. The released layer creates a bias and never adds it; here ``bias`` means what it does in ``nn.Conv2d``.
+
+    Example:
+        >>> layer = PHConv2d(8, 8, 3, n=4, bias=False)
+        >>> layer.fold().weight.numel() > sum(p.numel() for p in layer.parameters())
+        True
     """
 
     loads_kernel_exactly = False

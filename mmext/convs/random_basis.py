@@ -43,6 +43,11 @@ class RandomBasisConv2d(GeneratedConv2d):
 
     The filters are drawn as torch draws a convolution, which is the paper's "default initialization"; the number of them and
     the distribution of Q (Kaiming uniform) are our reading. So is ``groups``: filters are combined within their group.
+
+    Example:
+        >>> layer = RandomBasisConv2d(8, 8, 3, padding=1)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     loads_kernel_exactly = False

@@ -47,6 +47,11 @@ class RefConv2d(GeneratedConv2d):
 
     Without a checkpoint the basis is drawn as ``nn.Conv2d`` draws its kernel and stays frozen. That case is ours: the
     official basis starts as zeros, from which nothing can be learned.
+
+    Example:
+        >>> layer = RefConv2d(8, 8, 3, padding=1).eval()
+        >>> layer.fold()
+        Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
 
     def __init__(

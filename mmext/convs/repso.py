@@ -27,6 +27,11 @@ class RepSO2d(ReparamConv2d):
         branches: What is summed, see :class:`mmext.convs.reparam.ReparamConv2d`, which also lists the errors raised.
         norm_cfg: The batch norm of each branch.
         **kwargs: Those of ``nn.Conv2d``.
+
+    Example:
+        >>> layer = RepSO2d(8, 8, 3, padding=1, groups=8)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     typical = dict(kernel_size=7, depthwise=True)

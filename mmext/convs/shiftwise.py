@@ -60,6 +60,11 @@ class ShiftwiseConv2d(GeneratedConv2d):
     Our reading: the channels stay in their order, where the released code puts those that pass behind the others, so that the
     layer folds into a plain convolution alone. Stride and dilation are those of the generated kernel; the released
     operator has stride 1. The small kernels are drawn Kaiming-normally.
+
+    Example:
+        >>> layer = ShiftwiseConv2d(8, 8, 7, padding=3, groups=8)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     example = dict(kernel_size=7, groups=8)

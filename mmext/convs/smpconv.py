@@ -56,6 +56,11 @@ class SMPConv2d(PointConv2d):
     (``mmext.LayerOptionsConstructor``). The released training code does both.
 
     A plain kernel is taken by the weights that come nearest to it with the points where they are; that is ours.
+
+    Example:
+        >>> layer = SMPConv2d(8, 8, 13, padding=6, groups=8).eval()
+        >>> layer.fold().kernel_size
+        (13, 13)
     """
 
     typical = dict(kernel_size=13, depthwise=True)

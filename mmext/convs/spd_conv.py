@@ -44,6 +44,11 @@ class SPDConv2d(GeneratedConv2d):
     Layers without a stride, and those whose kernel is the stride and that do not pad (patch embeddings are SPD and a 1x1
     convolution already), stay plain, so that ``conv_cfg`` can name this class for a whole network. Ours: strides other
     than 2; with ``groups``, each group sees all phases of its own channels; other padding modes pad the image itself.
+
+    Example:
+        >>> layer = SPDConv2d(8, 8, 3, stride=2, padding=1)
+        >>> layer(torch.randn(1, 8, 8, 8)).shape
+        torch.Size([1, 8, 4, 4])
     """
 
     example = dict(stride=2)

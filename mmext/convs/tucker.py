@@ -52,6 +52,11 @@ class TuckerConv2d(GeneratedConv2d):
     The initialization is our reading: the higher-order SVD of a Kaiming-normal kernel, cut to the ranks and scaled back to
     that kernel's norm, so that the factors start orthonormal. A plain layer's kernel is taken by the same decomposition,
     unscaled: at full rank exactly, else with the error of the singular values that were cut off.
+
+    Example:
+        >>> layer = TuckerConv2d(8, 8, 3, padding=1)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     loads_kernel_exactly = False

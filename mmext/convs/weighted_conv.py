@@ -44,6 +44,10 @@ class WeightedConv2d(GeneratedConv2d):
     Raises:
         ValueError: If the kernel is not square and odd, or ``density`` has not (k-1)/2 numbers; and if a plain kernel is to
             be taken while a density is zero.
+
+    Example:
+        >>> WeightedConv2d(8, 8, 3, density=0.5).mask()[0]
+        tensor([0.2500, 0.5000, 0.2500])
     """
 
     example = dict(density=0.7, trainable=True)

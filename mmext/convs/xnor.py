@@ -49,6 +49,11 @@ class XNORConv2d(ExtConv2d):
 
     Our reading: sign(0) is +1 and the padding, in whatever mode, is added to the signs and to the absolute values, so that
     zeros around the image contribute nothing.
+
+    Example:
+        >>> layer = XNORConv2d(8, 8, 3, padding=1)
+        >>> layer(torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     cannot_fold = 'it binarizes its input'

@@ -85,6 +85,11 @@ class PyramidLinearHead(_PyramidHead):
     Raises:
         ImportError: If mmpretrain is not installed.
         ValueError: In ``forward``, if number or width of the maps is not that of ``in_channels``.
+
+    Example:
+        >>> head = PyramidLinearHead(in_channels=(4, 8), num_classes=3)
+        >>> head([torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]).shape
+        torch.Size([2, 3])
     """
 
     example = dict(in_channels=(4, 8), num_classes=3)
@@ -133,6 +138,11 @@ class InterflowHead(_PyramidHead):
         ImportError: If mmpretrain is not installed.
         ValueError: If an option is unknown or contradicts another; in ``forward``, if number or width of the maps is not
             that of ``in_channels``.
+
+    Example:
+        >>> head = InterflowHead(in_channels=(4, 8), num_classes=3)
+        >>> head([torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]).shape
+        torch.Size([2, 3])
     """
 
     example = dict(in_channels=(4, 8), num_classes=3)

@@ -68,6 +68,9 @@ def pair_head(head: str | dict, **head_args: Any) -> nn.Module:
             ``reg_convs`` and nothing else. RetinaHead, FreeAnchorRetinaHead, FSAFHead, FCOSHead, ATSSHead, PAAHead and
             GFLHead are known to work, RepPointsHead and DDODHead not to.
         ImportError: If the scope of ``head`` is that of a package that is not installed.
+
+    Example:
+        >>> head = dict(type='mmext.PairHead', head='mmdet.RetinaHead', in_channels=8, num_classes=3)
     """
     cfg = {**head_args, **({'type': head} if isinstance(head, str) else head)}
     if 'in_channels' not in cfg:

@@ -25,6 +25,9 @@ class CheckpointGuardHook(Hook):
             resumed from and holds weights only; if it fits in part a model that says of itself ``fits_whole``, as
             :class:`mmext.SignalModel` does; or if it was saved by a training model with generated kernels
             (:class:`mmext.convs.generated.GeneratedConv2d`) and the model has plain convolutions in their place.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmext.CheckpointGuardHook')]
     """
 
     priority = 'VERY_HIGH'

@@ -55,6 +55,9 @@ class OrthogonalConvHook(AuxiliaryLossHook):
 
     OCNN's released default pads by 1, which leaves taps out, and with stride 2 even the center; the padding here is the
     paper's. Groups of a convolution are summed, each by itself, and the rounding of ``num_groups`` is ours too.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmext.OrthogonalConvHook', match='layer4')]
     """
 
     def __init__(

@@ -23,6 +23,9 @@ class ProjectionHook(Hook):
 
     Raises:
         ValueError: If no module of the model defines it.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmext.ProjectionHook')]
     """
 
     priority = 'HIGH'

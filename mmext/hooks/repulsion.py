@@ -35,6 +35,9 @@ class RepulsionHook(AuxiliaryLossHook):
 
     Raises:
         ValueError: If the model has no DCLS layer with two points or more.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmext.RepulsionHook')]
     """
 
     def __init__(self, weight: float = 1.0, start_epoch: int = 21, start_iter: int = 0) -> None:

@@ -52,6 +52,9 @@ class TuckerRankHook(Hook):
     that augments is that of the step before, so that any training loop serves; the spatial factors are fixed; second moments
     (``*_sq`` of the Adam family) are projected with the squared matrix, which keeps them positive. An average of weights over
     iterations (EMA) mixes factors of different bases, so do not combine the two.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmext.TuckerRankHook')]
     """
 
     def __init__(self, tolerance: float = 0.1, min_rank: int = 3, interval: int = 10) -> None:

@@ -34,6 +34,9 @@ class ConvolutionAwareInit(BaseInit):
 
     The steps are those of the public Keras implementation. There, input and output channels change places at the end, so that
     only layers with equally many of both can be built; here they do not. 1x1 kernels, whose spectrum is one number, are noise.
+
+    Example:
+        >>> init_cfg = dict(type='mmext.ConvolutionAwareInit', layer='Conv2d')
     """
 
     def __init__(self, eps_std: float = 0.05, bias: float = 0, layer: str | list[str] | None = None) -> None:

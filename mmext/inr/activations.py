@@ -29,6 +29,10 @@ class SineActivation(nn.Module):
 
     Raises:
         ValueError: If ``bias_init`` is unknown.
+
+    Example:
+        >>> SineActivation()(torch.zeros(3))
+        tensor([0., 0., 0.])
     """
 
     #: What FreSh chooses, and the values that it tries.
@@ -68,6 +72,10 @@ class GaussianActivation(nn.Module):
 
     Args:
         scale: s.
+
+    Example:
+        >>> GaussianActivation()(torch.zeros(3))
+        tensor([1., 1., 1.])
     """
 
     def __init__(self, scale: float = 10.0) -> None:
@@ -94,6 +102,10 @@ class WaveletActivation(nn.Module):
     Args:
         w0: :math:`\omega_0`.
         s0: :math:`s_0`.
+
+    Example:
+        >>> WaveletActivation()(torch.zeros(3)).abs()
+        tensor([1., 1., 1.])
     """
 
     complex_valued = True

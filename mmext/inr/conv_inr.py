@@ -65,6 +65,10 @@ class ConvINR(CoordNetwork):
 
     Raises:
         ValueError: If the kernel size is even, ``depth`` is below 1, or a list of points meets kernels above 1 x 1.
+
+    Example:
+        >>> ConvINR(out_features=3)(coordinate_grid(4, 6)).shape
+        torch.Size([4, 6, 3])
     """
 
     example = dict(width=6, depth=2)

@@ -48,6 +48,10 @@ class CoordMLP(CoordNetwork):
     Raises:
         ValueError: If ``norm_position`` is unknown, ``depth`` is below 1, the encoding takes another number of coordinates,
             or a complex activation is combined with a norm.
+
+    Example:
+        >>> CoordMLP(out_features=3)(coordinate_grid(4, 6)).shape
+        torch.Size([4, 6, 3])
     """
 
     example = dict(width=6, depth=2)

@@ -22,6 +22,10 @@ class IdentityEncoding(nn.Module):
 
     Attributes:
         out_features: Number of features per position, here that of the coordinates.
+
+    Example:
+        >>> IdentityEncoding()(torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, in_features: int = 2) -> None:
@@ -52,6 +56,11 @@ class PositionalEncoding(nn.Module):
 
     Raises:
         ValueError: If ``order`` is unknown or ``num_octaves`` negative.
+
+    Example:
+        >>> encoding = PositionalEncoding(num_octaves=4)
+        >>> encoding(torch.zeros(5, 2)).shape[1] == encoding.out_features
+        True
     """
 
     #: What FreSh chooses, and the values that it tries (ours).
@@ -103,6 +112,11 @@ class FourierFeatures(nn.Module):
 
     Shape:
         (..., d) to (..., 2m); B (buffer) is (m, d). Computed in float32 at least.
+
+    Example:
+        >>> encoding = FourierFeatures()
+        >>> encoding(torch.zeros(5, 2)).shape[1] == encoding.out_features
+        True
     """
 
     #: What FreSh chooses, and the values that it tries.

@@ -51,6 +51,10 @@ class MaskedFourierOperator(MeasurementOperator):
 
     Raises:
         ValueError: If the pattern is unknown, an argument of it is out of range, or it measures nothing of a tiny image.
+
+    Example:
+        >>> MaskedFourierOperator().measure(torch.rand(16, 16, 1)).is_complex()
+        True
     """
 
     def __init__(

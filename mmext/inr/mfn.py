@@ -45,6 +45,10 @@ class MFN(CoordNetwork):
 
     Raises:
         ValueError: If ``filter_type`` is unknown or ``depth`` is below 1.
+
+    Example:
+        >>> MFN(out_features=3)(coordinate_grid(4, 6)).shape
+        torch.Size([4, 6, 3])
     """
 
     example = dict(width=6, depth=2)

@@ -92,6 +92,10 @@ class IdentityOperator(MeasurementOperator):
     Args:
         noise: See :class:`mmext.inr.MeasurementOperator`.
         seed: See :class:`mmext.inr.MeasurementOperator`.
+
+    Example:
+        >>> IdentityOperator()(torch.rand(4, 6, 1)).shape
+        torch.Size([4, 6, 1])
     """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -125,6 +129,10 @@ class DownsamplingOperator(MeasurementOperator):
 
     Raises:
         ValueError: If ``factor`` is below 1, ``points`` is unknown, or the image is not made of whole blocks.
+
+    Example:
+        >>> DownsamplingOperator(factor=2).measure(torch.rand(4, 6, 1)).shape
+        torch.Size([2, 3, 1])
     """
 
     def __init__(self, factor: int = 4, points: str = 'centers', noise: float = 0.0, seed: int = 0) -> None:

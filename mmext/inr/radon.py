@@ -50,6 +50,10 @@ class RadonOperator(MeasurementOperator):
 
     Raises:
         ValueError: If there is no angle, or the image is not square.
+
+    Example:
+        >>> RadonOperator(views=10)(torch.rand(16, 16, 1)).shape
+        torch.Size([10, 16, 1])
     """
 
     def __init__(

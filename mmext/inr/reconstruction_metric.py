@@ -33,6 +33,9 @@ class ReconstructionMetric(BaseMetric):
 
     Raises:
         ValueError: If a sample has no target, or one of another shape than its prediction.
+
+    Example:
+        >>> val_evaluator = dict(type='mmext.ReconstructionMetric')
     """
 
     default_prefix = 'signal'

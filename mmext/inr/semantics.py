@@ -28,6 +28,10 @@ class RandomPyramid(nn.Module):
     Args:
         widths: Channels of the stages, each of half the resolution of the one before.
         seed: Draws the weights, from a generator of its own.
+
+    Example:
+        >>> len(RandomPyramid()(torch.rand(1, 3, 32, 32)))
+        3
     """
 
     def __init__(self, widths: Sequence[int] = (16, 32, 64), seed: int = 0) -> None:
@@ -71,6 +75,11 @@ class SemanticEncoder(nn.Module):
 
     Raises:
         ValueError: If the backbone has no submodule of a name.
+
+    Example:
+        >>> encoder = SemanticEncoder(dict(type='mmext.RandomPyramid'))
+        >>> encoder(torch.rand(1, 3, 32, 32)).ndim
+        1
     """
 
     def __init__(

@@ -58,6 +58,11 @@ class SignalDataset(Dataset):
         ValueError: If there is no such picture or file, or it cannot be read, or neither picture nor measurement are given, or
             a measurement is given without picture and size, or the size is none.
         ImportError: If Pillow or scikit-image is not installed.
+
+    Example:
+        >>> item = SignalDataset(image='camera', size=16)[0]
+        >>> item['inputs'].shape
+        torch.Size([16, 16, 2])
     """
 
     example = dict(image='camera', size=16)

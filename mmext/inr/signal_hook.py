@@ -27,6 +27,9 @@ class SignalHook(Hook):
 
     Raises:
         TypeError: If the model is no :class:`mmext.SignalModel` nor has its methods ``describe`` and ``freeze_stats``.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmext.SignalHook')]
     """
 
     # After hooks that exchange weights for the validation.

@@ -53,6 +53,11 @@ class SignalModel(BaseModel):
         ValueError: If ``num_points`` is combined with another operator or below 1, the range is empty, a complex image gets
             an odd number of values, a batch holds several signals or neither a target nor a measurement, or what was
             measured has another shape or kind than what is predicted.
+
+    Example:
+        >>> model = SignalModel(dict(type='mmext.CoordMLP', out_features=1))
+        >>> model(model.example_inputs(4, 6)).shape
+        torch.Size([1, 4, 6, 1])
     """
 
     example = dict(network=dict(type='mmext.CoordMLP', width=6, depth=2))

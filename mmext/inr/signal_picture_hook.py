@@ -43,6 +43,9 @@ class SignalPictureHook(Hook):
 
     Raises:
         ValueError: If ``interval`` is below 1.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmext.SignalPictureHook', interval=2)]
     """
 
     priority = 'LOW'

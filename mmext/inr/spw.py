@@ -52,6 +52,11 @@ class SPW(CoordNetwork):
 
     Raises:
         ValueError: If ``mode`` is unknown, or no linear layer or convolution matches ``layers``.
+
+    Example:
+        >>> network = SPW(network=dict(type='mmext.CoordMLP', width=6, depth=2), trunk_dim=8)
+        >>> network(coordinate_grid(4, 6)).shape
+        torch.Size([4, 6, 3])
     """
 
     example = dict(network=dict(type='mmext.CoordMLP', width=6, depth=2), trunk_dim=8)

@@ -224,6 +224,11 @@ class PConvNeck(BaseModule):
     Raises:
         ValueError: If the incoming widths differ, ``num_pconvs`` is below 1, or the number of levels is not ``num_outs``.
         ImportError: If something is deformable and mmcv has no operators.
+
+    Example:
+        >>> neck = PConvNeck(in_channels=8, out_channels=8, num_outs=3)
+        >>> len(neck([torch.randn(1, 8, 2**k, 2**k) for k in (4, 3, 2)]))
+        3
     """
 
     example = dict(in_channels=8, out_channels=8)
@@ -316,6 +321,11 @@ class SEPC(PConvNeck):
     Raises:
         ValueError: As :class:`PConvNeck`; if ``lc_padding`` is not 0 or 1; if a level is too small for padding 0.
         ImportError: If something is deformable and mmcv has no operators.
+
+    Example:
+        >>> neck = SEPC(in_channels=8, out_channels=8)
+        >>> len(neck([torch.randn(1, 8, 2**k, 2**k) for k in (5, 4, 3, 2, 1)]))
+        5
     """
 
     example = dict(in_channels=8, out_channels=8)

@@ -44,6 +44,10 @@ class CrossNorm(PositionNorm):
 
     Raises:
         ValueError: If ``divisor`` or ``var`` is unknown, C is 1, or N is 1 and the statistics are not frozen.
+
+    Example:
+        >>> CrossNorm(8)(torch.randn(100, 8)).shape
+        torch.Size([100, 8])
     """
 
     example = dict(num_features=8)

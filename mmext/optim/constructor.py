@@ -47,6 +47,9 @@ class LayerOptionsConstructor:
 
     Raises:
         ValueError: If a layer has options for a parameter that it does not have, or unknown ones.
+
+    Example:
+        >>> optim_wrapper = dict(constructor='mmext.LayerOptionsConstructor', optimizer=dict(type='SGD', lr=0.1))
     """
 
     example = dict(optim_wrapper_cfg=dict(optimizer=dict(type='mmext.SAGD', lr=0.1)))

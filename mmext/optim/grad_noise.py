@@ -38,6 +38,11 @@ class GradNoiseOptimWrapper(OptimWrapper):
 
     Raises:
         ValueError: If ``eta`` is negative or not finite, or ``mode`` is unknown.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1)
+        >>> round(GradNoiseOptimWrapper(optimizer, eta=0.3).strength(), 3)
+        0.548
     """
 
     example = dict(optimizer=dict(type='SGD', lr=0.1))
@@ -93,6 +98,9 @@ class GradNoiseAmpOptimWrapper(GradNoiseOptimWrapper, AmpOptimWrapper):
     Args:
         *args: Those of mmengine's ``AmpOptimWrapper``.
         **kwargs: Those of mmengine's ``AmpOptimWrapper`` and of :class:`GradNoiseOptimWrapper`.
+
+    Example:
+        >>> optim_wrapper = dict(type='mmext.GradNoiseAmpOptimWrapper', optimizer=dict(type='SGD', lr=0.1))
     """
 
     def step(self, **kwargs: Any) -> None:

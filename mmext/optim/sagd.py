@@ -150,6 +150,11 @@ class SAGD(torch.optim.SGD):
 
     Raises:
         ValueError: If an argument is out of its range, or a step has no loss.
+
+    Example:
+        >>> optimizer = SAGD([nn.Parameter(torch.ones(3))], lr=0.1)
+        >>> optimizer.ascent_rate
+        0.0
     """
 
     _own = ('formula', 'sigma', 'max_ascent_prob', 'prob_means', 'anneal_by', 'skip_first', 'progress')

@@ -32,6 +32,9 @@ class SAGDOptimWrapper(OptimWrapper):
 
     Raises:
         TypeError: If the optimizer is not SAGD.
+
+    Example:
+        >>> optim_wrapper = dict(type='mmext.SAGDOptimWrapper', optimizer=dict(type='mmext.SAGD', lr=0.1))
     """
 
     example = dict(optimizer=dict(type='mmext.SAGD', lr=0.1))
@@ -71,6 +74,9 @@ class SAGDAmpOptimWrapper(SAGDOptimWrapper, AmpOptimWrapper):
     Args:
         *args: Those of mmengine's ``AmpOptimWrapper``.
         **kwargs: Those of mmengine's ``AmpOptimWrapper``.
+
+    Example:
+        >>> optim_wrapper = dict(type='mmext.SAGDAmpOptimWrapper', optimizer=dict(type='mmext.SAGD', lr=0.1))
     """
 
     example = dict(optimizer=dict(type='mmext.SAGD', lr=0.1))

@@ -64,6 +64,12 @@ def swap_layers(
     Raises:
         ValueError: If a rule is malformed or matches nothing (the nearest names are shown), or if a new layer refuses the old
             one's arguments.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> rules = [dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))]
+        >>> type(swap_layers(net, rules)[0]).__name__
+        'RefConv2d'
     """
     if not rules or not isinstance(rules, Sequence):
         raise ValueError(f'swap_layers needs a list of at least one rule, rules=[dict(to=..., ...)], got {rules=}')
