@@ -12,15 +12,19 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 __all__ = [
+    'CannotFold',
     'DescribesSignal',
+    'DrawsLinear',
     'Exemplified',
     'FitsWhole',
     'Folds',
     'FreezesStatistics',
     'FusesNorms',
     'HasDeployedConfig',
+    'HasFrequency',
     'HasOpenChoices',
     'IsAffine',
+    'IsComplex',
     'KeepsOptionalState',
     'MakesInputs',
     'Projects',
@@ -58,8 +62,8 @@ class Exemplified(Protocol):
 class Folds(Protocol):
     """A layer with a plain form.
 
-    Beside the method, a class may say two things as data. ``fold_in_deploy = False``: the plain form computes the same and
-    costs more, so the layer stays. ``cannot_fold = 'reason'``: there is no plain form, and the whole model is refused.
+    Beside the method, a class may say ``fold_in_deploy = False``: the plain form computes the same and costs more, so the
+    layer stays.
     """
 
     def fold(self) -> nn.Module:
@@ -203,6 +207,37 @@ class DescribesSignal(Protocol):
 
     def set_signal(self, image: Tensor) -> None:
         """Take the description of ``image``, (C, H, W)."""
+
+
+@runtime_checkable
+class HasFrequency(Protocol):
+    """A part of a coordinate network whose frequency can be chosen from the signal; asked of the class."""
+
+    #: The argument, and the values to choose from.
+    frequency: tuple[str, Sequence[float]]
+
+
+@runtime_checkable
+class DrawsLinear(Protocol):
+    """An activation that knows how the linear layer before it starts."""
+
+    def init_linear(self, linear: nn.Linear, first: bool) -> None:
+        """Draw the layer; ``first`` says whether it takes the coordinates."""
+
+
+@runtime_checkable
+class IsComplex(Protocol):
+    """An activation with complex values; asked of the class."""
+
+    complex_valued: bool
+
+
+@runtime_checkable
+class CannotFold(Protocol):
+    """A layer that may have no plain form; the whole model is then refused."""
+
+    #: The reason, as the end of a sentence; None where this very layer folds or stays.
+    cannot_fold: str | None
 
 
 def find(model: nn.Module, contract: type[T]) -> Iterator[tuple[str, T]]:

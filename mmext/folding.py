@@ -13,7 +13,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmext.contracts import Folds, FusesNorms, IsAffine, SwitchesToDeploy, shown_by
+from mmext.contracts import CannotFold, Folds, FusesNorms, IsAffine, SwitchesToDeploy, find, shown_by
 from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
 from mmext.convs.reparam import bn_affine
@@ -46,7 +46,7 @@ def fold(model: nn.Module, fuse_bn: bool = False) -> nn.Module:
 
 
 def _refuse_what_cannot_fold(model: nn.Module) -> None:
-    stuck = {n: (m, reason) for n, m in model.named_modules() if (reason := getattr(m, 'cannot_fold', None))}
+    stuck = {n: (m, m.cannot_fold) for n, m in find(model, CannotFold) if m.cannot_fold}
     if stuck:
         name, (module, reason) = next(iter(stuck.items()))
         raise RuntimeError(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from skimage import data
 
-from mmext.inr import CoordMLP, coordinate_grid, diagonal_spectrum, select_frequencies, spectral_distance
+from mmext.inr import CoordMLP, choose_frequencies, coordinate_grid, diagonal_spectrum, spectral_distance
 
 SIREN = dict(type='mmext.CoordMLP', out_features=1, width=64, depth=3, act_cfg=dict(type='mmext.SineActivation'))
 FOURIER = dict(type='mmext.CoordMLP', out_features=1, width=64, depth=3, encoding=dict(type='mmext.FourierFeatures'))
@@ -129,7 +129,7 @@ def test_grass_gets_higher_frequencies_than_the_photographer(cfg, part, argument
     given = copy.deepcopy(cfg)
     for name in ('camera', 'grass'):
         before = torch.get_rng_state()
-        best, distances = select_frequencies(cfg, picture(name, 128), candidates, num_inits=2)
+        best, distances = choose_frequencies(cfg, picture(name, 128), candidates, num_inits=2)
         assert torch.equal(torch.get_rng_state(), before)
         assert list(distances) == list(candidates)
         chosen[name] = best[part][argument]
@@ -140,5 +140,5 @@ def test_grass_gets_higher_frequencies_than_the_photographer(cfg, part, argument
 
 
 def test_a_network_without_frequencies_is_refused():
-    with pytest.raises(ValueError, match=r'select_frequencies chooses .*sigma of mmext\.FourierFeatures'):
-        select_frequencies(dict(type='mmext.CoordMLP'), torch.zeros(1, 8, 8))
+    with pytest.raises(ValueError, match=r'choose_frequencies chooses .*sigma of mmext\.FourierFeatures'):
+        choose_frequencies(dict(type='mmext.CoordMLP'), torch.zeros(1, 8, 8))

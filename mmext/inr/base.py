@@ -77,7 +77,7 @@ def full_precision(tensor: Tensor) -> AbstractContextManager:
 
 
 def check_chosen(component: str, **arguments: Any) -> None:
-    """Refuse a frequency that is still to be chosen, see :func:`mmext.inr.select_frequencies`.
+    """Refuse a frequency that is still to be chosen, see :func:`mmext.inr.choose_frequencies`.
 
     Raises:
         ValueError: If an argument is the word or the config that asks for a choice.
@@ -87,5 +87,5 @@ def check_chosen(component: str, **arguments: Any) -> None:
             raise ValueError(
                 f'{component} is given {name}={value!r}, a choice that is made before it is built, from the spectrum of the '
                 'signal: train with tools/train.py and go on with the config that it writes into the work dir, or call '
-                'mmext.inr.select_frequencies'
+                'mmext.inr.choose_frequencies'
             )

@@ -10,6 +10,7 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from mmext.blocks.build import accepts, component
+from mmext.contracts import DrawsLinear, IsComplex
 from mmext.folding import fuse_affine, norm_affine
 from mmext.inr.base import CoordNetwork, build_position_norm
 from mmext.registry import MODELS
@@ -84,7 +85,7 @@ class CoordMLP(CoordNetwork):
                 'to the network only'
             )
         activation = component(act_cfg)
-        self.complex_valued = getattr(activation, 'complex_valued', False)
+        self.complex_valued = isinstance(activation, IsComplex) and activation.complex_valued
         if self.complex_valued and norm_cfg is not None:
             raise ValueError(
                 f'CoordMLP has no norm for the complex values of {activation.__name__}; pass norm_cfg=None'
@@ -110,7 +111,7 @@ class CoordMLP(CoordNetwork):
     def _init_linears(self) -> None:
         last = self.activations[-1]
         for index, (linear, act) in enumerate(zip([*self.linears, self.head], [*self.activations, last], strict=True)):
-            if hasattr(act, 'init_linear'):
+            if isinstance(act, DrawsLinear):
                 act.init_linear(linear, first=index == 0)
             else:
                 linear.reset_parameters()

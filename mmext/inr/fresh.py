@@ -15,15 +15,16 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmext.blocks.build import component
+from mmext.contracts import HasFrequency
 from mmext.inr.grid import coordinate_grid
 from mmext.registry import DATASETS, MODELS
 
 __all__ = [
     'OpenFrequency',
+    'choose_for_run',
+    'choose_frequencies',
     'diagonal_spectrum',
     'open_frequencies',
-    'select_frequencies',
-    'settle_frequencies',
     'spectral_distance',
 ]
 
@@ -71,7 +72,7 @@ def spectral_distance(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def select_frequencies(
+def choose_frequencies(
     cfg: Mapping[str, Any],
     target: Tensor,
     candidates: Sequence[float] | None = None,
@@ -109,7 +110,7 @@ def select_frequencies(
     able = [p for p in PARTS if cfg.get(p) and _frequency(cfg[p]) is not None]
     if not able:
         raise ValueError(
-            f'select_frequencies chooses {_choices()}, got a network with encoding={cfg.get("encoding")} and '
+            f'choose_frequencies chooses {_choices()}, got a network with encoding={cfg.get("encoding")} and '
             f'act_cfg={cfg.get("act_cfg")}; give it one of them'
         )
     part = next((p for p in able if any(map(_open, cfg[p].values()))), able[0])
@@ -138,7 +139,7 @@ class OpenFrequency(NamedTuple):
         path: Keys that lead to the config of the network.
         part: ``'encoding'`` or ``'act_cfg'``.
         argument: The argument of that part.
-        options: Arguments of :func:`select_frequencies`.
+        options: Arguments of :func:`choose_frequencies`.
     """
 
     path: tuple[str, ...]
@@ -170,7 +171,7 @@ def open_frequencies(cfg: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iter
         yield from open_frequencies(value, (*path, key))
 
 
-def settle_frequencies(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> dict[str, float]:
+def choose_for_run(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Choose the frequencies that the config of a run asks for, and write them into the config.
 
     Args:
@@ -195,7 +196,7 @@ def settle_frequencies(cfg: Config, checkpoint: Mapping[str, Any] | None = None)
     for path, part, argument, options in wanted:
         key = '.'.join((*path, part, argument))
         if checkpoint is None:
-            network, distances = select_frequencies(reduce(getitem, path, cfg), target, **options)
+            network, distances = choose_frequencies(reduce(getitem, path, cfg), target, **options)
             chosen[key] = network[part][argument]
             table = ', '.join(f'{value:g}: {distance:.2f}' for value, distance in distances.items())
             print_log(f'FreSh chose {key} = {chosen[key]:g} (spectral distances {table})', 'current')
@@ -224,12 +225,13 @@ def _open(value: Any) -> bool:
 
 
 def _frequency(part: Mapping[str, Any]) -> tuple[str, Sequence[float]] | None:
-    return getattr(component(part), 'frequency', None)
+    found = component(part)
+    return found.frequency if isinstance(found, HasFrequency) else None
 
 
 def _choices() -> str:
     MODELS.import_from_location()
-    found = {name: c.frequency[0] for name, c in MODELS.module_dict.items() if hasattr(c, 'frequency')}
+    found = {name: c.frequency[0] for name, c in MODELS.module_dict.items() if isinstance(c, HasFrequency)}
     return ', '.join(f'{argument} of mmext.{name}' for name, argument in sorted(found.items()))
 
 

@@ -15,7 +15,7 @@ from mmext.contracts import DescribesSignal
 from mmext.errors import UsageError
 from mmext.inr.base import at_least_float32, full_precision
 from mmext.inr.compression import stored_bits
-from mmext.inr.fresh import open_frequencies, settle_frequencies
+from mmext.inr.fresh import choose_for_run, open_frequencies
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.operators import IdentityOperator
 from mmext.registry import MODELS
@@ -107,7 +107,7 @@ class SignalModel(BaseModel):
     def prepare(cfg: Config, read: Callable[[], Mapping[str, Any]] | None = None) -> None:
         """Choose the frequencies that the config leaves open, or take those of a checkpoint, see :mod:`mmext.inr.fresh`."""
         if any(open_frequencies(cfg.model.to_dict())):
-            settle_frequencies(cfg, None if read is None else read())
+            choose_for_run(cfg, None if read is None else read())
 
     @staticmethod
     def show_predictions(cfg: Config, folder: str) -> None:
