@@ -1,18 +1,39 @@
-"""A model as a function from tensors to tensors: to run it, to compare two of them, and to export it."""
+"""A model as a function from tensors to tensors: to run it, to compare two of them, and to export it.
+
+A file is written under a temporary name and renamed once it is proved. So a failed export leaves nothing behind.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmext.contracts import MakesInputs
+from mmext.errors import brief
 
-__all__ = ['TensorMode', 'comparable', 'example_inputs', 'export_onnx', 'max_relative_error', 'outputs_of']
+__all__ = [
+    'FORMATS',
+    'TensorMode',
+    'comparable',
+    'example_inputs',
+    'export',
+    'export_onnx',
+    'max_relative_error',
+    'outputs_of',
+    'rounding_tolerance',
+    'same_draws',
+    'unfinished',
+]
 
 
 class TensorMode(nn.Module):
@@ -54,62 +75,33 @@ class TensorMode(nn.Module):
 def example_inputs(model: nn.Module, height: int, width: int) -> Tensor:
     """Return inputs to try ``model`` out on: its own, if it is a :class:`mmext.contracts.MakesInputs`, else two images.
 
-    The images are noise.
+    The images are noise. A bare component gets as many channels as its first convolution takes.
     """
     if isinstance(model, MakesInputs):
         return model.example_inputs(height, width)
-    return torch.randn(2, 3, height, width, generator=torch.Generator('cpu').manual_seed(0))
+    from mmengine.model import BaseModel
+
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if first is None or isinstance(model, BaseModel) else first.in_channels
+    return torch.randn(2, channels, height, width, generator=torch.Generator('cpu').manual_seed(0))
 
 
-def outputs_of(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """Run a host's model, or a bare component, without post-processing, and return all tensors that come out."""
-    with torch.no_grad():
-        return list(TensorMode(model, inputs)(inputs))
+@contextmanager
+def same_draws(inputs: Tensor, seed: int = 0) -> Iterator[None]:
+    """Let what draws random numbers in its forward draw the same ones each time; the random state is put back."""
+    device = inputs.device
+    with torch.random.fork_rng([] if device.type == 'cpu' else [device], device_type=device.type):
+        torch.manual_seed(seed)
+        yield
 
 
-def export_onnx(model: nn.Module, inputs: Tensor, path: str | PathLike) -> float:
-    """Write the tensor mode of a folded model as ONNX and run it with onnxruntime on the CPU.
+def outputs_of(model: nn.Module, inputs: Tensor, seed: int = 0) -> list[Tensor]:
+    """Run a host's model, or a bare component, without post-processing, and return all tensors that come out.
 
-    Args:
-        model: A model in eval mode.
-        inputs: Images, (N, 3, H, W); the file is for this size, and any N where the model allows it. For a model that
-            makes its own what :func:`example_inputs` gives, with the axes free that it names.
-        path: File to write.
-
-    Returns:
-        The relative error of onnxruntime's outputs against the model's own, see :func:`max_relative_error`.
-
-    Raises:
-        RuntimeError: If onnx or onnxruntime is not installed, or the model computes with complex numbers.
+    Some heads draw random numbers in every forward. Each call starts from the same ``seed``.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RuntimeError(
-            f'the ONNX export needs onnx and onnxruntime ({error}); pip install onnx onnxruntime'
-        ) from error
-    function = TensorMode(model, inputs).eval()
-    expected = outputs_of(model, inputs)
-    if any(t.is_complex() for t in (*model.parameters(), *expected)):
-        raise RuntimeError(f'ONNX has no complex numbers, and {type(model).__name__} computes with them')
-    own = isinstance(model, MakesInputs)
-    name, axes = (model.input_name, dict(model.input_axes)) if own else ('images', {0: 'batch'})
-    # The exporter by tracing is in every supported torch; newer ones must be told so, older ones do not know the word.
-    by_tracing: dict[str, Any] = (
-        dict(dynamo=False) if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
-    )
-    torch.onnx.export(
-        function,
-        (inputs,),
-        str(path),
-        input_names=[name],
-        dynamic_axes={name: axes},
-        opset_version=17,
-        **by_tracing,
-    )
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    outputs = [torch.from_numpy(o) for o in session.run(None, {name: inputs.numpy()})]
-    return max_relative_error(expected, outputs)
+    with torch.no_grad(), same_draws(inputs, seed):
+        return list(TensorMode(model, inputs)(inputs))
 
 
 def _two_stages(model: Any, inputs: Tensor, samples: list) -> tuple:
@@ -135,18 +127,243 @@ def _tensors(out: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
-    """Return the largest over all tensors of max|reference - other| / max|reference|; inf if they do not correspond."""
+def rounding_tolerance(model: nn.Module) -> float:
+    """Return the relative error that two forms of ``model`` may have by rounding: 1e-4, more in half precision."""
+    eps = [torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()]
+    return max(1e-4, 20 * max((e for e in eps if e > 1e-4), default=0.0))
+
+
+@torch.no_grad()
+def max_relative_error(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return the largest over all tensors of max|reference - other| / max|reference|; inf if they do not correspond.
+
+    Infinities count as equal where both have the same one, as in masks. A NaN is equal to nothing.
+    """
     if [t.shape for t in reference] != [t.shape for t in other]:
         return float('inf')
-    errors = [
-        float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))
-        for a, b in zip(reference, other, strict=True)
-        if comparable(a)
-    ]
+    errors = [_relative_error(a, b) for a, b in zip(reference, other, strict=True) if comparable(a)]
     return float('inf') if any(e != e for e in errors) else max(errors, default=0.0)
+
+
+def _relative_error(reference: Tensor, other: Tensor) -> float:
+    size = reference.abs()
+    size = size.where(size.isfinite(), 0).max().clamp_min(torch.finfo(reference.dtype).tiny)
+    return float((reference - other).abs().where(reference != other, 0).max() / size)
 
 
 def comparable(tensor: Tensor) -> bool:
     """Tell whether a tensor holds numbers that a relative error makes sense for."""
     return (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() > 0
+
+
+@contextmanager
+def unfinished(path: str | PathLike) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; it becomes ``path`` at the end and disappears on any error."""
+    path = Path(path)
+    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Format(NamedTuple):
+    """One kind of file that a model can be exported to."""
+
+    #: Ending of the file.
+    suffix: str
+    #: (function, inputs, axes, path): write the file; axes maps the dynamic axes of the input to their names.
+    write: Callable[[nn.Module, Tensor, dict[int, str], Path], None]
+    #: (path): return what runs the file.
+    read: Callable[[Path], Callable[[Tensor], Sequence[Tensor]]]
+    #: How it is called in messages.
+    title: str
+
+
+def export(
+    model: nn.Module,
+    inputs: Tensor,
+    path: str | PathLike,
+    kind: str = 'onnx',
+    dynamic: bool = False,
+    tolerance: float = 1e-4,
+) -> float:
+    """Write the tensor mode of a folded model as a file, read it, and compare what it computes on the CPU.
+
+    Axes of the input are dynamic where that is proved: the file is compared at other values of each. The batch is tried
+    always, height and width with ``dynamic``. A model that makes its own inputs names the axes. What is not equal there
+    becomes fixed, and a line is logged that says so.
+
+    Args:
+        model: A model in eval mode, on the CPU.
+        inputs: Images, (N, 3, H, W), or what :func:`example_inputs` gives.
+        path: File to write.
+        kind: A key of :data:`FORMATS`.
+        dynamic: Whether height and width of images are tried too.
+        tolerance: Largest relative error that counts as equal.
+
+    Returns:
+        The largest relative error of the file's outputs against the model's own, see :func:`max_relative_error`.
+
+    Raises:
+        RuntimeError: If no file can be written that computes the same; then none is.
+    """
+    form, path = FORMATS[kind], Path(path)
+    with torch.no_grad():
+        expected = outputs_of(model, inputs)
+        if max_relative_error(expected, outputs_of(model, inputs, seed=1)) > tolerance:
+            raise RuntimeError(
+                f'{type(model).__name__} draws random numbers in every forward, so that no file can be compared with it'
+            )
+        refusals: list[str] = []
+        for axes in _axes_to_try(model, dynamic):
+            function = TensorMode(model, inputs).eval()
+            try:
+                with unfinished(path) as partial:
+                    form.write(function, inputs, axes, partial)
+                    error = _prove(form.read(partial), model, inputs, axes, tolerance)
+            except Exception as failure:  # exporters and runtimes raise nearly anything
+                refusals.append(f'{failure}' if isinstance(failure, _Differs) else brief(failure))
+                continue
+            if refusals:
+                fixed = sorted(set(_names(model)) - set(axes))
+                print_log(
+                    f'{path.name} is for {" and ".join(f"{_names(model)[a]} {inputs.shape[a]}" for a in fixed)} only '
+                    f'({refusals[-1]})',
+                    'current',
+                )
+            return error
+    raise RuntimeError(f'no {form.title} file was written: {refusals[-1]}')
+
+
+def export_onnx(
+    model: nn.Module, inputs: Tensor, path: str | PathLike, dynamic: bool = False, tolerance: float = 1e-4
+) -> float:
+    """Write a folded model as ONNX and run it with onnxruntime, see :func:`export`."""
+    return export(model, inputs, path, 'onnx', dynamic, tolerance)
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return dict(model.input_axes) if isinstance(model, MakesInputs) else {0: 'batch', 2: 'height', 3: 'width'}
+
+
+def _axes_to_try(model: nn.Module, dynamic: bool) -> list[dict[int, str]]:
+    """Return the sets of dynamic axes, the widest first."""
+    names = _names(model)
+    if isinstance(model, MakesInputs):
+        return [names, {}]
+    return ([names] if dynamic else []) + [{0: 'batch'}, {}]
+
+
+class _Differs(RuntimeError):
+    pass
+
+
+def _prove(
+    run: Callable[[Tensor], Sequence[Tensor]], model: nn.Module, inputs: Tensor, axes: dict[int, str], tolerance: float
+) -> float:
+    """Return the largest error over the traced inputs and others along each dynamic axis."""
+    errors = []
+    for sample in (inputs, *_others(model, inputs, axes)):
+        expected = outputs_of(model, sample)
+        try:
+            found = run(sample)
+        except Exception as failure:
+            raise _Differs(f'it fails on {tuple(sample.shape)}, {brief(failure)}') from failure
+        errors.append(max_relative_error(expected, [f.to(e.dtype) for f, e in zip(found, expected, strict=False)]))
+        if errors[-1] > tolerance:
+            raise _Differs(f'on {tuple(sample.shape)} it differs by {errors[-1]:.1e}')
+    return max(errors)
+
+
+def _others(model: nn.Module, inputs: Tensor, axes: dict[int, str]) -> list[Tensor]:
+    """Return inputs of other sizes along ``axes``, as far as the model itself takes them."""
+    generator = torch.Generator('cpu').manual_seed(1)
+    batch, rest = inputs.shape[0], inputs.shape[1:]
+    others = [torch.randn(n, *rest, generator=generator) for n in (1, 2, 5) if n != batch] if 0 in axes else []
+    if 'height' in axes.values():
+        rows, cols = (next(a for a, name in _names(model).items() if name == side) for side in ('height', 'width'))
+        height, width = inputs.shape[rows], inputs.shape[cols]
+        sizes = [(height + 32, width), (height, width + 64), (height + 15, width + 9)]
+        made = [
+            model.example_inputs(*size)
+            if isinstance(model, MakesInputs)
+            else torch.randn(1, inputs.shape[1], *size, generator=generator)
+            for size in sizes
+        ]
+        taken = [x for x in made if _runs(model, x)]
+        if not taken:
+            raise _Differs('the model itself takes no other size')
+        others += taken
+    return others
+
+
+def _runs(model: nn.Module, inputs: Tensor) -> bool:
+    try:
+        outputs_of(model, inputs)
+    except Exception:  # a host's model refuses a size by any error
+        return False
+    return True
+
+
+def _write_onnx(function: nn.Module, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
+    if any(t.is_complex() for t in (*function.parameters(), *outputs_of(function.model, inputs))):
+        raise RuntimeError(f'ONNX has no complex numbers, and {type(function.model).__name__} computes with them')
+    _onnxruntime()
+    model = function.model
+    name = model.input_name if isinstance(model, MakesInputs) else 'images'
+    # The exporter by tracing is in every supported torch; newer ones must be told so, older ones do not know the word.
+    by_tracing: dict[str, Any] = (
+        dict(dynamo=False) if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that a value may vary is what the comparison finds out
+        torch.onnx.export(
+            function,
+            (inputs,),
+            str(path),
+            input_names=[name],
+            dynamic_axes={name: axes} if axes else None,
+            opset_version=17,
+            **by_tracing,
+        )
+
+
+def _read_onnx(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+    return lambda x: [torch.from_numpy(o) for o in session.run(None, {name: x.numpy()})]
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeError(
+            f'the ONNX export needs onnx and onnxruntime ({error}); pip install onnx onnxruntime'
+        ) from error
+    return onnxruntime
+
+
+def _write_torchscript(function: nn.Module, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.jit.save(torch.jit.trace(function, (inputs,), check_trace=False), str(path))
+
+
+def _write_program(function: nn.Module, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
+    shapes = {'inputs': {axis: torch.export.Dim(name, min=1) for axis, name in axes.items()}} if axes else None
+    torch.export.save(torch.export.export(function, (inputs,), dynamic_shapes=shapes, strict=False), path)
+
+
+#: What a model can be exported to, by the name of the tool's flag.
+FORMATS = {
+    'onnx': Format('.onnx', _write_onnx, _read_onnx, 'ONNX'),
+    'torchscript': Format('.pt', _write_torchscript, lambda path: torch.jit.load(str(path)), 'TorchScript'),
+    'export': Format('.pt2', _write_program, lambda path: torch.export.load(path).module(), 'torch.export'),
+}

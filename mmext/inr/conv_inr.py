@@ -170,7 +170,7 @@ class ConvINR(CoordNetwork):
         Freeze the statistics of the grid first (``freeze_stats``).
         """
         self.eval()
-        fold(self, fuse_bn=True)
+        fold(self, fuse_bn=True, inputs=self.head.weight.new_ones(1, 8, 8, self.in_features))
         # An Identity stands where a norm was.
         kept = ([part for part in layer if not isinstance(part, nn.Identity)] for layer in self.layers)
         self.layers = nn.ModuleList(nn.Sequential(*parts) for parts in kept)

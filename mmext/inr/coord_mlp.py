@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmext.blocks.build import accepts, component
 from mmext.contracts import DrawsLinear, IsComplex
-from mmext.folding import fuse_affine, norm_affine
+from mmext.fusing import fuse_affine, norm_affine
 from mmext.inr.base import CoordNetwork, build_position_norm
 from mmext.registry import MODELS
 
