@@ -28,6 +28,7 @@ __all__ = [
     'KeepsOptionalState',
     'MakesInputs',
     'Projects',
+    'ServesTesting',
     'ShowsPredictions',
     'StartsFromKernel',
     'SwitchesToDeploy',
@@ -188,6 +189,13 @@ class HasOpenChoices(Protocol):
 
         With ``read``, which returns the checkpoint, take those that it was trained with.
         """
+
+
+@runtime_checkable
+class ServesTesting(Protocol):
+    """A hook that is of use in the test of a deployed model; the others leave its config."""
+
+    serves_testing: bool
 
 
 @runtime_checkable

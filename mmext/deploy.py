@@ -1,23 +1,34 @@
-"""Deploy a trained model: fold it, prove that it still computes the same, and find the config that builds the folded one."""
+"""Deploy a trained model: fold it, prove that it still computes the same, and find the config that builds the folded one.
+
+The new config is stock where a stock one builds the folded form. What must stay of this pack is named by :func:`leftovers`.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmext.checkpoints import load_all
-from mmext.contracts import HasDeployedConfig, optional_state
+from mmext.contracts import HasDeployedConfig, ServesTesting, optional_state
+from mmext.errors import brief
 from mmext.export import comparable, example_inputs, max_relative_error, outputs_of
-from mmext.folding import fold, folds_to_plain, resolve
+from mmext.folding import fold_and_record, resolve
+from mmext.fusing import Fusions
+from mmext.ops.depthwise import takes_detour
 from mmext.surgery import swap_layers, unwrapped
 
-__all__ = ['deploy']
+__all__ = ['deploy', 'leftovers', 'without_training_parts']
+
+#: The layer that computes what a plain depthwise one does, many times faster on a CPU, with the same state dict.
+ROUTED = 'mmext.DepthwiseConv2d'
 
 
 def deploy(
@@ -26,6 +37,7 @@ def deploy(
     inputs: Tensor | Sequence[int],
     fuse_bn: bool = False,
     tolerance: float = 1e-4,
+    stock: bool = False,
 ) -> tuple[nn.Module, nn.Module, dict, float]:
     """Build, load and fold a model, and find the config that builds the folded one.
 
@@ -35,46 +47,92 @@ def deploy(
         inputs: What both forms are compared on, or a size (H, W) of :func:`example_inputs`.
         fuse_bn: See :func:`fold`.
         tolerance: Largest relative error that counts as equal.
+        stock: Leave large depthwise kernels to torch's own layer. By default they become
+            :class:`mmext.DepthwiseConv2d`, which computes them many times faster on a CPU and has the same state.
 
     Returns:
         The trained model, the model built from the new config with the folded weights in it, that config, and the relative
         error between the two.
 
     Raises:
-        RuntimeError: If the weights do not fit, the model returns nothing to compare, or the folded one does not compute the
-            same.
+        RuntimeError: If the weights do not fit, the model does not run or returns nothing to compare, or the folded one does
+            not compute the same.
     """
-    model_cfg = _without_pretrained(model_cfg)
+    model_cfg = _without_pretrained(_by_name(model_cfg))
     trained = _build(model_cfg).eval()
     load_all(trained, state_dict)
     inputs = inputs if isinstance(inputs, Tensor) else example_inputs(trained, *inputs)
-    reference = outputs_of(trained, inputs)
-    if not any(map(comparable, reference)):
-        raise RuntimeError(
-            f"{type(trained).__name__} returns no tensors with mode='tensor', so that nothing can be compared; fold it with "
-            'mmext.deploy.fold and compare what it predicts'
-        )
-    weights = fold(copy.deepcopy(trained), fuse_bn).state_dict()
+    reference = _reference(trained, inputs)
+    folded, fusions = _fold(trained, fuse_bn, inputs, tolerance)
+    weights = folded.state_dict()
 
     failures = []
-    for new_cfg in (_by_component(model_cfg, weights, fuse_bn), _wrapped(model_cfg, fuse_bn)):
-        rebuilt = _build(new_cfg).eval()
+    for new_cfg in (_by_component(model_cfg, folded, fusions), _wrapped(model_cfg, fusions)):
         try:
-            load_all(rebuilt, weights)
-        except RuntimeError as misfit:
-            failures.append(str(misfit))
+            rebuilt, error = _prove(new_cfg, weights, inputs, reference, tolerance)
+        except RuntimeError as failure:
+            failures.append(str(failure))
             continue
-        error = max_relative_error(reference, outputs_of(rebuilt, inputs))
-        if error <= tolerance:
-            return trained, rebuilt, new_cfg, error
-        failures.append(
+        if not stock and (routed_cfg := _routed(new_cfg, rebuilt)) != new_cfg:
+            new_cfg = routed_cfg
+            rebuilt, error = _prove(new_cfg, weights, inputs, reference, tolerance)
+        return trained, rebuilt, new_cfg, error
+    raise RuntimeError(f'{failures[-1]}; nothing was written')
+
+
+def _reference(trained: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """Return what the trained model computes, if that can be compared."""
+    name = type(trained).__name__
+    try:
+        reference = outputs_of(trained, inputs)
+    except Exception as error:  # a host's forward raises nearly anything
+        raise RuntimeError(
+            f"{name} does not run on {tuple(inputs.shape)} with mode='tensor' ({brief(error)}), so that nothing can be "
+            'compared; try another size, or fold it with mmext.folding.fold and compare what it predicts'
+        ) from error
+    compared = [t for t in reference if comparable(t)]
+    if not compared:
+        raise RuntimeError(
+            f"{name} returns no tensors with mode='tensor', so that nothing can be compared; fold it with "
+            'mmext.folding.fold and compare what it predicts'
+        )
+    if bad := sum(bool(t.isnan().any()) for t in compared):
+        raise RuntimeError(
+            f'the trained model itself returns NaN on the test inputs, in {bad} of its {len(compared)} outputs; deploy an '
+            'earlier checkpoint'
+        )
+    return reference
+
+
+def _fold(
+    trained: nn.Module, fuse_bn: bool, inputs: Tensor, tolerance: float
+) -> tuple[nn.Module, list[tuple[str, ...]]]:
+    try:
+        return fold_and_record(copy.deepcopy(trained), fuse_bn, inputs, tolerance)
+    except RuntimeError as failure:
+        advice = ''
+        if fuse_bn:  # said only where it has been tried
+            try:
+                fold_and_record(copy.deepcopy(trained), False, inputs, tolerance)
+                advice = '. Without fusing norms it is equal: leave --fuse-bn out'
+            except RuntimeError:
+                pass
+        raise RuntimeError(f'{failure}; nothing was written{advice}') from failure
+
+
+def _prove(
+    cfg: Mapping, weights: Mapping[str, Tensor], inputs: Tensor, reference: list[Tensor], tolerance: float
+) -> tuple[nn.Module, float]:
+    """Return the model that ``cfg`` builds, with the weights in it, and how far its outputs are from the reference."""
+    rebuilt = _build(cfg).eval()
+    load_all(rebuilt, weights)
+    error = max_relative_error(reference, outputs_of(rebuilt, inputs))
+    if not error <= tolerance:
+        raise RuntimeError(
             f'the folded model differs from the trained one by {error:.2e} relative on test inputs, more than the '
             f'tolerance {tolerance:.0e}'
         )
-    raise RuntimeError(
-        f'{failures[-1]}; nothing was written. If a batch norm does not follow its convolution, fold without fuse_bn; if the '
-        'model computes in half precision, raise the tolerance'
-    )
+    return rebuilt, error
 
 
 def _build(cfg: Mapping) -> nn.Module:
@@ -82,28 +140,68 @@ def _build(cfg: Mapping) -> nn.Module:
     return ROOT_MODELS.build(ConfigDict(copy.deepcopy(cfg)))
 
 
-def _wrapped(cfg: Any, fuse_bn: bool) -> dict:
-    return dict(type='mmext.folded', model=cfg, **(dict(fuse_bn=True) if fuse_bn else {}))
+def _by_name(cfg: Any) -> Any:
+    """Return ``cfg`` with every class or function by a name that can be written and read."""
+    if isinstance(cfg, Mapping):
+        return {k: _named(v) if k == 'type' else _by_name(v) for k, v in cfg.items()}
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(_by_name(v) for v in cfg)
+    return cfg
 
 
-def _by_component(model_cfg: Mapping, weights: Mapping[str, Tensor], fuse_bn: bool) -> dict:
-    """Return the config of the folded model: each component in stock form if that has the folded weights, else wrapped.
+def _named(kind: Any) -> Any:
+    if isinstance(kind, type) or inspect.isfunction(kind):
+        kind = f'{kind.__module__}.{kind.__qualname__}'
+    # What this pack registers has a name right under its scope.
+    return f'mmext.{kind.rpartition(".")[2]}' if isinstance(kind, str) and kind.startswith('mmext.') else kind
 
-    Which norms were fused can depend on the weights, so that the stock form with all norms is tried as well.
-    """
-    stock, unfused = _stock_form(model_cfg, fuse_bn), _stock_form(model_cfg, False)
-    forms = [(form, _shapes(form, weights)) for form in ([stock] if stock == unfused else [stock, unfused])]
+
+def _wrapped(cfg: Any, fusions: Fusions) -> dict:
+    """Return ``cfg`` folded, with the norms that fuse as data; modules that fuse their own need none."""
+    pairs = [list(names) for names in fusions]
+    fuse_bn = dict(fuse_bn=pairs if any(len(names) > 1 for names in pairs) else True) if pairs else {}
+    return dict(type='mmext.folded', model=cfg, **fuse_bn)
+
+
+def _by_component(model_cfg: Mapping, folded: nn.Module, fusions: Fusions) -> dict:
+    """Return the config of the folded model: each component in stock form if that has the folded weights, else wrapped."""
+    weights = folded.state_dict()
     ours = {k: v.shape for k, v in weights.items()}
-    for form, shapes in forms:
+    forms = []
+    for form in _stock_forms(model_cfg, folded, fusions):
+        try:
+            shapes = _shapes(form, weights)
+        except Exception:  # what a host's class cannot be built with is no form of it
+            continue
         if shapes == ours:
             return form
-    new_cfg = dict(stock)
+        forms.append((form, shapes))
+    new_cfg = dict(model_cfg)
     for name, component in model_cfg.items():
-        part = _part(ours, name)
-        if part and isinstance(component, (Mapping, list)):
-            fitting = (form[name] for form, shapes in forms if name in form and _part(shapes, name) == part)
-            new_cfg[name] = next(fitting, _wrapped(component, fuse_bn))
+        if not isinstance(component, (Mapping, list)) or not _part(ours, name):
+            continue
+        fitting = [form[name] for form, shapes in forms if name in form and _part(shapes, name) == _part(ours, name)]
+        if fitting:
+            new_cfg[name] = fitting[0]
+        elif isinstance(component, list):  # a list of heads stays one: hosts look at its type
+            new_cfg[name] = [
+                _fitting_item(forms, ours, name, i) or _wrapped(item, _under(fusions, f'{name}.{i}'))
+                for i, item in enumerate(component)
+            ]
+        else:
+            new_cfg[name] = _wrapped(component, _under(fusions, name))
     return new_cfg
+
+
+def _fitting_item(forms: list, ours: Mapping[str, torch.Size], name: str, index: int) -> Any:
+    part = _part(ours, f'{name}.{index}')
+    return next((form[name][index] for form, shapes in forms if _part(shapes, f'{name}.{index}') == part), None)
+
+
+def _under(fusions: Fusions, prefix: str) -> list[list[str]]:
+    """Return the fusions inside one component, by their names there."""
+    inside = [names for names in fusions if all(f'{n}.'.startswith(f'{prefix}.') for n in names)]
+    return [[n[len(prefix) + 1 :] for n in names] for names in inside]
 
 
 def _shapes(cfg: Mapping, weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -117,29 +215,190 @@ def _part(shapes: Mapping[str, torch.Size], name: str) -> dict[str, torch.Size]:
     return {k: v for k, v in shapes.items() if k.startswith(f'{name}.')}
 
 
-def _stock_form(cfg: Any, fuse_bn: bool) -> Any:
-    """Return ``cfg`` without layers that fold to plain ones.
+def _stock_forms(model_cfg: Mapping, folded: nn.Module, fusions: Fusions) -> list[dict]:
+    """Return candidates, each once: with all norms fused or none (that can depend on the weights), and switched or not."""
+    forms: list[dict] = []
+    whole = {type(m) for m in folded.modules()}
+    for fuse_bn in (True, False) if fusions else (False,):
+        for switched in (False, True):
+            arguments = {}
+            for name, value in model_cfg.items():
+                part = getattr(folded, name, None)
+                kept = {type(m) for m in part.modules()} if isinstance(part, nn.Module) else whole
+                arguments[name] = _stock_argument(name, value, kept, fuse_bn, switched)
+            form = _stock_component(arguments, whole, fuse_bn, switched)
+            if form not in forms:
+                forms.append(form)
+    return forms
 
-    These are convolutions, as a ``conv_cfg`` or put in by surgery, and what a component says itself: its class may define
-    ``deployed_cfg(cfg, fuse_bn)``, which returns the config of what folding makes of it.
+
+def _stock_form(cfg: Any, kept: set[type], fuse_bn: bool, switched: bool) -> Any:
+    """Return ``cfg`` without the layers of this pack that folding has left none of.
+
+    These are convolutions, as a ``conv_cfg`` or put in by surgery, and what a component says itself, see
+    :class:`mmext.contracts.HasDeployedConfig`. A host's component with an argument ``deploy`` is built switched with it.
     """
     if isinstance(cfg, list):
-        return [_stock_form(c, fuse_bn) for c in cfg]
+        return [_stock_form(c, kept, fuse_bn, switched) for c in cfg]
     if not isinstance(cfg, Mapping):
         return cfg
-    cfg = {
-        k: None if k in ('conv_cfg', 'dcn') and folds_to_plain(v) else _stock_form(v, fuse_bn) for k, v in cfg.items()
-    }
+    arguments = {k: _stock_argument(k, v, kept, fuse_bn, switched) for k, v in cfg.items()}
+    return _stock_component(arguments, kept, fuse_bn, switched)
+
+
+def _stock_argument(name: str, value: Any, kept: set[type], fuse_bn: bool, switched: bool) -> Any:
+    if name in ('conv_cfg', 'dcn') and _folded_away(value, kept):
+        return None
+    return _stock_form(value, kept, fuse_bn, switched)
+
+
+def _stock_component(cfg: dict, kept: set[type], fuse_bn: bool, switched: bool) -> Any:
     cls = resolve(cfg)
     if isinstance(cls, HasDeployedConfig):
         return cls.deployed_cfg(cfg, fuse_bn)
     if cfg.get('dcn', 0) is None and 'stage_with_dcn' in cfg:
         cfg['stage_with_dcn'] = (False,) * len(cfg['stage_with_dcn'])
     if cls is swap_layers:
-        cfg['rules'] = [rule for rule in cfg['rules'] if not folds_to_plain(rule['to'])]
+        cfg['rules'] = [rule for rule in cfg['rules'] if not _folded_away(rule['to'], kept)]
         if not cfg['rules']:
-            return unwrapped(cfg)
+            cfg = unwrapped(cfg)
+    if switched and _takes_deploy(cfg):
+        cfg['deploy'] = True
     return cfg
+
+
+def _folded_away(cfg: Any, kept: set[type]) -> bool:
+    cls = resolve(cfg)
+    return isinstance(cls, type) and cls.__module__.startswith('mmext.') and cls not in kept
+
+
+def _takes_deploy(cfg: Mapping) -> bool:
+    kind = cfg.get('type')
+    try:
+        cls = ROOT_MODELS.get(kind) if isinstance(kind, str) else kind
+        return 'deploy' in inspect.signature(cls).parameters
+    except (KeyError, ImportError, TypeError, ValueError):
+        return False
+
+
+def _routed(cfg: dict, model: nn.Module) -> dict:
+    """Return ``cfg`` with every large depthwise kernel in the routed layer."""
+    new_cfg, seen = dict(cfg), set()
+    for name, component in cfg.items():
+        part = getattr(model, name, None)
+        if isinstance(component, Mapping) and isinstance(part, nn.Module):
+            new_cfg[name] = _with_routes(component, part)
+        elif isinstance(component, list) and isinstance(part, nn.ModuleList):
+            new_cfg[name] = [_with_routes(c, m) for c, m in zip(component, part, strict=True)]
+        else:
+            continue
+        seen |= set(_large(part))
+    return new_cfg if seen == set(_large(model)) else _with_routes(cfg, model)
+
+
+def _with_routes(cfg: Any, part: nn.Module) -> Any:
+    sizes = sorted({m.kernel_size for m in _large(part)})
+    if not sizes:
+        return cfg
+    rules = [dict(depthwise=True, kernel_size=k[0] if k[0] == k[1] else list(k), to=dict(type=ROUTED)) for k in sizes]
+    return dict(type='mmext.swap_layers', model=cfg, rules=rules)
+
+
+def _large(model: nn.Module) -> list[nn.Conv2d]:
+    """Return the plain convolutions that the routed layer computes faster."""
+    convs = [m for m in model.modules() if type(m).__name__ == 'Conv2d' and isinstance(m, nn.Conv2d)]
+    return [
+        m
+        for m in convs
+        if m.groups == m.in_channels == m.out_channels
+        and m.padding_mode == 'zeros'
+        and takes_detour(m.weight.shape, m.padding, m.dilation)  # type: ignore[arg-type]
+    ]
+
+
+def leftovers(cfg: Mapping) -> list[str]:
+    """Return what of this pack a written config still names, each with its place and the reason."""
+    return [f'{place or "model"}: {_reason(part)}' for place, part in _of_this_pack(cfg)]
+
+
+def _of_this_pack(cfg: Any, place: str = '') -> Iterator[tuple[str, Mapping]]:
+    """Go through the outermost parts of a config whose type is of this pack."""
+    if isinstance(cfg, Mapping):
+        if _is_ours(cfg.get('type')):
+            yield place, cfg
+            return
+        for key, value in cfg.items():
+            yield from _of_this_pack(value, f'{place}.{key}'.lstrip('.'))
+    elif isinstance(cfg, (list, tuple)):
+        for index, value in enumerate(cfg):
+            yield from _of_this_pack(value, f'{place}[{index}]')
+
+
+def _is_ours(kind: Any) -> bool:
+    return (kind if isinstance(kind, str) else getattr(kind, '__module__', '')).startswith('mmext.')
+
+
+def _reason(part: Mapping) -> str:
+    name, inner = str(part['type']), part.get('model')
+    if name == 'mmext.folded':
+        fused = part.get('fuse_bn')
+        norms = f'{len(fused)} of its norms are' if isinstance(fused, list) else 'its norms are'
+        what = f'{norms} fused' if fused else 'its layers are folded'
+        return f'{name}, because {what}, and no argument of {_name_of(inner)} builds it so'
+    if name == 'mmext.swap_layers':
+        kinds = list(dict.fromkeys(str(rule['to']['type']) for rule in part['rules']))
+        if kinds == [ROUTED]:
+            sizes = ', '.join(str(rule.get('kernel_size', 'any')) for rule in part['rules'])
+            why = (
+                f'{ROUTED} computes depthwise kernels of size {sizes} many times faster on a CPU; --stock leaves it out'
+            )
+        else:
+            why = f'{", ".join(kinds)} has no plain form or costs less than it'
+        inside = isinstance(inner, Mapping) and _is_ours(inner['type'])
+        return f'{name}, because {why}' + (f'; inside, {_reason(inner)}' if inside else '')
+    return f'{name} is a part of this pack'
+
+
+def _type_of(cfg: Any) -> Any:
+    return cfg.get('type') if isinstance(cfg, Mapping) else cfg
+
+
+def _name_of(cfg: Any) -> str:
+    kind = _type_of(cfg)
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', 'the list')
+
+
+def without_training_parts(cfg: Config) -> Config:
+    """Return ``cfg`` without what of this pack serves training only: a deployed model is tested with its host alone.
+
+    Its hooks leave, but those that serve tests (:class:`mmext.contracts.ServesTesting`). If the optimizer part names this
+    pack, the whole training part leaves, because half of one cannot be run.
+    """
+    cfg = copy.deepcopy(cfg)
+    hooks = cfg.get('custom_hooks') or []
+    if any(map(_serves_training, hooks)):
+        cfg.custom_hooks = [hook for hook in hooks if not _serves_training(hook)]
+    for name, hook in list((cfg.get('default_hooks') or {}).items()):
+        if _serves_training(hook):
+            cfg.default_hooks.pop(name)
+    training = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader')
+    if any(True for key in training for _ in _of_this_pack(cfg.get(key))):
+        for key in (*training, 'auto_scale_lr'):
+            cfg.pop(key, None)
+    if imports := cfg.get('custom_imports'):
+        names = imports['imports'] if isinstance(imports['imports'], (list, tuple)) else [imports['imports']]
+        imports['imports'] = [n for n in names if n.partition('.')[0] != 'mmext']
+        if not imports['imports']:
+            cfg.pop('custom_imports')
+    return cfg
+
+
+def _serves_training(hook: Any) -> bool:
+    kind = _type_of(hook)
+    if not _is_ours(kind):
+        return False
+    cls = HOOKS.get(kind) if isinstance(kind, str) else kind
+    return not (isinstance(cls, ServesTesting) and cls.serves_testing)
 
 
 def _without_pretrained(cfg: Any) -> Any:

@@ -177,8 +177,9 @@ class Format(NamedTuple):
     write: Callable[[nn.Module, Tensor, dict[int, str], Path], None]
     #: (path): return what runs the file.
     read: Callable[[Path], Callable[[Tensor], Sequence[Tensor]]]
-    #: How it is called in messages.
+    #: How it, and what runs it, is called in messages.
     title: str
+    runtime: str
 
 
 def export(
@@ -224,7 +225,7 @@ def export(
                     form.write(function, inputs, axes, partial)
                     error = _prove(form.read(partial), model, inputs, axes, tolerance)
             except Exception as failure:  # exporters and runtimes raise nearly anything
-                refusals.append(f'{failure}' if isinstance(failure, _Differs) else brief(failure))
+                refusals.append(f'{failure}' if isinstance(failure, _DiffersError) else brief(failure))
                 continue
             if refusals:
                 fixed = sorted(set(_names(model)) - set(axes))
@@ -234,7 +235,7 @@ def export(
                     'current',
                 )
             return error
-    raise RuntimeError(f'no {form.title} file was written: {refusals[-1]}')
+    raise RuntimeError(refusals[-1])
 
 
 def export_onnx(
@@ -256,7 +257,7 @@ def _axes_to_try(model: nn.Module, dynamic: bool) -> list[dict[int, str]]:
     return ([names] if dynamic else []) + [{0: 'batch'}, {}]
 
 
-class _Differs(RuntimeError):
+class _DiffersError(RuntimeError):
     pass
 
 
@@ -270,10 +271,10 @@ def _prove(
         try:
             found = run(sample)
         except Exception as failure:
-            raise _Differs(f'it fails on {tuple(sample.shape)}, {brief(failure)}') from failure
+            raise _DiffersError(f'it fails on {tuple(sample.shape)}, {brief(failure)}') from failure
         errors.append(max_relative_error(expected, [f.to(e.dtype) for f, e in zip(found, expected, strict=False)]))
         if errors[-1] > tolerance:
-            raise _Differs(f'on {tuple(sample.shape)} it differs by {errors[-1]:.1e}')
+            raise _DiffersError(f'on {tuple(sample.shape)} it differs by {errors[-1]:.1e}')
     return max(errors)
 
 
@@ -294,7 +295,7 @@ def _others(model: nn.Module, inputs: Tensor, axes: dict[int, str]) -> list[Tens
         ]
         taken = [x for x in made if _runs(model, x)]
         if not taken:
-            raise _Differs('the model itself takes no other size')
+            raise _DiffersError('the model itself takes no other size')
         others += taken
     return others
 
@@ -363,7 +364,11 @@ def _write_program(function: nn.Module, inputs: Tensor, axes: dict[int, str], pa
 
 #: What a model can be exported to, by the name of the tool's flag.
 FORMATS = {
-    'onnx': Format('.onnx', _write_onnx, _read_onnx, 'ONNX'),
-    'torchscript': Format('.pt', _write_torchscript, lambda path: torch.jit.load(str(path)), 'TorchScript'),
-    'export': Format('.pt2', _write_program, lambda path: torch.export.load(path).module(), 'torch.export'),
+    'onnx': Format('.onnx', _write_onnx, _read_onnx, 'ONNX', 'onnxruntime'),
+    'torchscript': Format(
+        '.pt', _write_torchscript, lambda path: torch.jit.load(str(path)), 'TorchScript', 'the script'
+    ),
+    'export': Format(
+        '.pt2', _write_program, lambda path: torch.export.load(path).module(), 'torch.export', 'the program'
+    ),
 }

@@ -6,6 +6,7 @@ A layer that folds has a method ``fold()`` that returns its plain replacement. :
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from mmengine.logging import print_log
@@ -35,8 +36,8 @@ def fold(
     Layers with ``fold()`` are replaced by what it returns, the outermost first. A host's module with ``switch_to_deploy()``
     is told to, after the layers inside it have folded. A module that stands in several places is folded once and stays shared.
 
-    With ``inputs`` the function proves that the model computes the same before and after. It needs them for ``fuse_bn`` and for
-    a host's switch, and makes images of noise for these where none are given.
+    With ``inputs`` the function proves that the model computes the same before and after. It needs them for ``fuse_bn`` and
+    for a host's switch, and makes images of noise for these where none are given.
 
     Args:
         model: Any module. Its computation in eval mode is the one that is kept.
@@ -47,8 +48,8 @@ def fold(
 
     Raises:
         RuntimeError: If the model holds layers whose computation depends on more than their weights (``cannot_fold`` says
-            why), so that no plain form exists; if the folded model does not compute the same; or if ``fuse_bn`` needs inputs and
-            the model does not run on images of noise.
+            why), so that no plain form exists; if the folded model does not compute the same; or if ``fuse_bn`` needs inputs
+            and the model does not run on images of noise.
     """
     return fold_and_record(model, fuse_bn, inputs, tolerance)[0]
 
@@ -175,13 +176,14 @@ class _Folder:
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             reasons.append(brief(error))
         if reasons:
-            print_log(f'{type(host).__name__} keeps its branches, its own switch cannot merge them: {reasons[0]}', 'current')
+            print_log(
+                f'{type(host).__name__} keeps its branches, its own switch cannot merge them: {reasons[0]}', 'current'
+            )
 
     def _move_biases(self, host: nn.Module) -> None:
         """Move biases that folding made into the means of the norms behind: hosts merge kernels without a bias."""
         for sequence in (m for m in host.modules() if isinstance(m, nn.Sequential)):
-            parts = list(sequence)
-            for layer, norm in zip(parts, parts[1:], strict=False):
+            for layer, norm in pairwise(sequence):
                 if layer in self.new_biases and isinstance(norm, _BatchNorm) and norm.running_mean is not None:
                     norm.running_mean -= layer.bias.detach()  # type: ignore[operator]
                     layer.bias = None

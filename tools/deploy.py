@@ -8,25 +8,25 @@ Example:
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
-from mmengine.registry import init_default_scope
+from mmengine.config import Config, DictAction
 from torch import nn
 
 import mmext
 from mmext import cli
 from mmext.checkpoints import read_checkpoint, state_dict_of
 from mmext.contracts import MakesInputs, WarnsOnDeploy, find
-from mmext.deploy import deploy
-from mmext.errors import UsageError
-from mmext.export import example_inputs, export_onnx, outputs_of
+from mmext.deploy import deploy, leftovers, without_training_parts
+from mmext.errors import UsageError, brief
+from mmext.export import FORMATS, example_inputs, export, outputs_of, unfinished
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,17 +43,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--shape',
-        type=int,
+        type=positive,
         nargs=2,
         default=(128, 128),
         metavar=('H', 'W'),
         help='size of the test input: two images of noise, or what the model makes for that size',
     )
     parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference that is accepted')
+    parser.add_argument(
+        '--stock', action='store_true', help="leave large depthwise kernels to torch's own layer, slow on a CPU"
+    )
     parser.add_argument('--onnx', action='store_true', help='also write OUT.onnx and compare it in onnxruntime')
-    parser.add_argument('--force', action='store_true', help='overwrite OUT.pth and OUT.py')
+    parser.add_argument(
+        '--torchscript', action='store_true', help='also write OUT.pt, by torch.jit.trace, and compare it'
+    )
+    parser.add_argument('--export', action='store_true', help='also write OUT.pt2, by torch.export, and compare it')
+    parser.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='try height and width as dynamic axes of these files too; the batch is tried always',
+    )
+    parser.add_argument('--force', action='store_true', help='overwrite existing outputs')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
     return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'a size is at least 1, got {value}')
+    return value
 
 
 def milliseconds(models: list[nn.Module], inputs: torch.Tensor, rounds: int = 10) -> list[float]:
@@ -70,19 +90,13 @@ def milliseconds(models: list[nn.Module], inputs: torch.Tensor, rounds: int = 10
     return [statistics.median(spent[1:]) for spent in times]
 
 
-def slow_on_cpu(model: nn.Module) -> int:
-    """Count the plain convolutions that mmext.DepthwiseConv2d computes many times faster on a CPU."""
-    plain = [m for m in model.modules() if type(m) is nn.Conv2d]
-    return sum(m.groups == m.in_channels == m.out_channels and min(m.kernel_size) >= 15 for m in plain)
-
-
 def warnings(model: nn.Module) -> list[str]:
     """Return what parts of the model have to say about being deployed, each reason with its count."""
     reasons = Counter(m.deploy_warning() for _, m in find(model, WarnsOnDeploy))
     return [f'{count} {reason}' for reason, count in reasons.items() if reason]
 
 
-def why_no_onnx(model: nn.Module) -> str:
+def why_no_export(model: nn.Module) -> str:
     """Return what to do about a model that the exporter refuses."""
     if isinstance(model, MakesInputs):
         return model.export_hint
@@ -90,6 +104,47 @@ def why_no_onnx(model: nn.Module) -> str:
         'where a model pools to fixed sizes, as PSPNet and UPerNet do, choose a --shape whose maps these divide, such as '
         '192 192'
     )
+
+
+def check_outputs(paths: Sequence[Path], inputs: Sequence[str], force: bool) -> None:
+    """Refuse, before any work, outputs that exist, that are the tool's own inputs, or that cannot be written."""
+    for path in paths:
+        for given in inputs:
+            if path.resolve() == Path(given).resolve():
+                raise UsageError(f'{path} is what this tool reads, and is never overwritten; choose another OUT')
+        if path.is_dir():
+            raise UsageError(f'{path} is a folder; choose another OUT')
+        if path.exists() and not force:
+            raise UsageError(f'{path} exists and is not overwritten; choose another OUT or pass --force')
+    parent = paths[0].resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UsageError(f'{paths[0]} cannot be written ({brief(error)}); choose another OUT') from error
+
+
+def write_pair(cfg: Config, needs: Sequence[str], checkpoint: dict, out: Path) -> None:
+    """Write checkpoint and config, both or neither, after reading the config back."""
+    reasons = ['# It needs mmext for', *(f'#   {need}' for need in needs)] if needs else ['# It does not need mmext.']
+    text = '\n'.join(['# Written by tools/deploy.py of mmext.', *reasons, '', cfg.pretty_text])
+    made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
+    try:
+        if Config.fromstring(text, '.py').model != cfg.model:
+            raise UsageError('not deployed: the config does not read back as it was written')
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(out.with_suffix('.py')) as config, unfinished(out) as weights:
+            torch.save(checkpoint, weights)
+            config.write_text(text, encoding='utf-8')
+    except (OSError, RuntimeError, SyntaxError, NameError) as error:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise UsageError(
+            f'{out} and its config could not be written ({brief(error)}); nothing is left of them'
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,32 +155,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(
             f'deploy writes a checkpoint and a config beside it and needs an OUT that ends in .pth, got {out}'
         )
-    written = [out, out.with_suffix('.py')] + ([out.with_suffix('.onnx')] if args.onnx else [])
-    for existing in (p for p in written if p.exists() and not args.force):
-        raise UsageError(f'{existing} exists and is not overwritten; choose another OUT or pass --force')
+    exports = {kind: out.with_suffix(form.suffix) for kind, form in FORMATS.items() if getattr(args, kind)}
+    config = out.with_suffix('.py')
+    written = [out, config, *exports.values()]
+    check_outputs(written, inputs=[args.config, args.checkpoint], force=args.force)
 
-    cfg = cli.read_config(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    cfg = cli.read_config(args.config, args.cfg_options)
     checkpoint = read_checkpoint(args.checkpoint, args.trust)
     cli.prepare(cfg, checkpoint)
     state_dict = state_dict_of(checkpoint)
 
     try:
-        trained, folded, cfg.model, error = deploy(cfg.model, state_dict, args.shape, args.fuse_bn, args.tolerance)
+        trained, folded, new_model, error = deploy(
+            cfg.model, state_dict, args.shape, args.fuse_bn, args.tolerance, args.stock
+        )
     except RuntimeError as refusal:
         raise UsageError(f'not deployed: {refusal}') from refusal
 
-    meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k == 'dataset_meta'}
-    meta['mmext'] = dict(version=mmext.__version__, source=str(args.checkpoint), max_relative_error=error)
+    cfg = without_training_parts(cfg)
     # The weights are in the checkpoint; a config that loads others as well would undo them.
-    cfg.load_from, cfg.resume = None, False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix('.partial')
-    torch.save(dict(state_dict=folded.state_dict(), meta=meta), partial)
-    cfg.dump(out.with_suffix('.py'))
-    os.replace(partial, out)
+    cfg.model, cfg.load_from, cfg.resume = new_model, None, False
+    needs = leftovers(cfg)
+    meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k == 'dataset_meta'}
+    meta['mmext'] = dict(
+        version=mmext.__version__, source=str(args.checkpoint), max_relative_error=error, needed_for=needs
+    )
+    write_pair(cfg, needs, dict(state_dict=folded.state_dict(), meta=meta), out)
 
     count = [sum(p.numel() for p in m.parameters()) for m in (trained, folded)]
     inputs = example_inputs(folded, *args.shape)
@@ -135,24 +190,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f'forward of {tuple(inputs.shape)}, one CPU thread: {before:.1f} ms -> {after:.1f} ms ({before / after:.2f}x)'
     )
-    print(f'wrote {out} and {out.with_suffix(".py")}')
-    if slow := slow_on_cpu(folded):
-        print(
-            f'{slow} depthwise convolutions have kernels of 15 x 15 or larger, for which torch is slow on CPUs in the NCHW '
-            'layout; for such a machine wrap the component in mmext.swap_layers with '
-            "rules=[dict(depthwise=True, to=dict(type='mmext.DepthwiseConv2d'))], the same checkpoint loads"
-        )
+    print(f'wrote {out} and {config}')
+    print('\n  '.join(['it needs mmext for', *needs]) if needs else 'it needs mmext no longer')
     for warning in warnings(folded):
         print(warning)
-    if args.onnx:
+    for kind, path in exports.items():
         try:
-            error = export_onnx(folded, inputs, out.with_suffix('.onnx'))
+            error = export(folded, inputs, path, kind, args.dynamic, args.tolerance)
         except RuntimeError as refusal:
-            reason = (str(refusal).strip().splitlines() or [type(refusal).__name__])[0].partition('. ')[0]
             raise UsageError(
-                f'checkpoint and config are written, but no ONNX file ({reason}); {why_no_onnx(folded)}'
+                f'checkpoint and config are written, but no {FORMATS[kind].title} file ({brief(refusal)}); '
+                f'{why_no_export(folded)}'
             ) from refusal
-        print(f'wrote {out.with_suffix(".onnx")}: onnxruntime differs by {error:.2e}')
+        print(f'wrote {path}: {FORMATS[kind].runtime} differs by {error:.2e}')
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from mmext.blocks.build import accepts, component
 from mmext.convs.conditioned import ConditionedConv2d
 from mmext.convs.reparam import ReparamConv2d
 from mmext.folding import fold, folds_to_plain
+from mmext.fusing import fuse_affine, norm_affine
 from mmext.inr.base import CoordNetwork, build_position_norm
 from mmext.inr.semantics import describe_image
 from mmext.registry import MODELS
@@ -155,6 +156,14 @@ class ConvINR(CoordNetwork):
         if self._conditioned():
             self.set_condition(describe_image(self.semantics, image))
 
+    def fuse_norms(self) -> None:
+        """Fuse the norms that are affine maps in eval mode into the convolutions before them, where the kernel is a weight."""
+        for layer in self.layers:
+            is_kernel = layer[0].weight is not None and getattr(layer[0], 'weight_is_kernel', True)
+            if is_kernel and (affine := norm_affine(layer[1])) is not None:
+                fuse_affine(layer[0], *affine)
+                layer[1] = nn.Identity()
+
     @staticmethod
     def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
         """Return the config of the network that :func:`mmext.folding.fold` leaves where it fuses all norms."""
@@ -170,7 +179,7 @@ class ConvINR(CoordNetwork):
         Freeze the statistics of the grid first (``freeze_stats``).
         """
         self.eval()
-        fold(self, fuse_bn=True, inputs=self.head.weight.new_ones(1, 8, 8, self.in_features))
+        fold(self, fuse_bn=True)
         # An Identity stands where a norm was.
         kept = ([part for part in layer if not isinstance(part, nn.Identity)] for layer in self.layers)
         self.layers = nn.ModuleList(nn.Sequential(*parts) for parts in kept)

@@ -49,6 +49,7 @@ class SignalPictureHook(Hook):
     """
 
     priority = 'LOW'
+    serves_testing = True
 
     def __init__(self, out_dir: str | None = None, interval: int = 1, dpi: int = 100) -> None:
         if interval < 1:

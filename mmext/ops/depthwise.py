@@ -27,10 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-__all__ = ['depthwise_conv2d']
+__all__ = ['depthwise_conv2d', 'takes_detour']
 
 _MEASURED_HERE = torch.backends.mkldnn.is_available() and platform.machine() in ('x86_64', 'AMD64')
 _ROUTED_TYPES = (torch.float32, torch.bfloat16)
+#: The horizontal padding from which on torch's forward in NCHW falls off the cliff.
+SLOW_PADDING = 7
 
 
 def depthwise_conv2d(
@@ -56,7 +58,7 @@ def depthwise_conv2d(
     """
     groups = weight.shape[0]
     stride, dilation = _pair(stride), _pair(dilation)
-    sides = _symmetric_padding(padding, weight, dilation)
+    sides = _symmetric_padding(padding, weight.shape, dilation)
     if not _MEASURED_HERE or x.device.type != 'cpu' or x.ndim != 4 or x.shape[1] != groups or sides is None:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if torch.is_autocast_enabled('cpu'):
@@ -70,19 +72,33 @@ def depthwise_conv2d(
     return _forward(x, weight, bias, stride, sides, dilation)
 
 
+def takes_detour(
+    kernel: tuple[int, ...], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int]
+) -> bool:
+    """Tell whether torch's own forward is slow in NCHW on a CPU, so that :func:`depthwise_conv2d` takes another way.
+
+    Args:
+        kernel: Shape of the kernel, (C, 1, kh, kw).
+        padding: As in ``F.conv2d``.
+        dilation: As in ``F.conv2d``.
+    """
+    sides = _symmetric_padding(padding, kernel, _pair(dilation))
+    return sides is not None and sides[1] >= SLOW_PADDING
+
+
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _symmetric_padding(
-    padding: int | tuple[int, int] | str, weight: Tensor, dilation: tuple[int, int]
+    padding: int | tuple[int, int] | str, kernel: tuple[int, ...], dilation: tuple[int, int]
 ) -> tuple[int, int] | None:
     """Return the padding as (vertical, horizontal), or None where the two sides of an axis differ."""
     if padding == 'valid':
         return (0, 0)
     if not isinstance(padding, str):
         return _pair(padding)
-    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[-2:], strict=True)]
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel[-2:], strict=True)]
     return None if any(r % 2 for r in reach) else (reach[0] // 2, reach[1] // 2)
 
 
@@ -112,7 +128,7 @@ def _forward(
         if width in (11, 13) and stride == dilation == (1, 1):
             extra = (15 - width) // 2
             return F.conv2d(x, F.pad(weight, (extra, extra)), bias, 1, (vertical, horizontal + extra), 1, groups)
-    elif horizontal >= 7:
+    elif horizontal >= SLOW_PADDING:
         if 2 * width > x.shape[-1] and dilation == (1, 1):
             x = x.contiguous(memory_format=torch.channels_last)
             return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous()
