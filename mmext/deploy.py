@@ -274,11 +274,12 @@ def _folded_away(cfg: Any, kept: set[type]) -> bool:
 
 def _takes_deploy(cfg: Mapping) -> bool:
     kind = cfg.get('type')
-    try:
-        cls = ROOT_MODELS.get(kind) if isinstance(kind, str) else kind
-        return 'deploy' in inspect.signature(cls).parameters
-    except (KeyError, ImportError, TypeError, ValueError):
+    if not isinstance(kind, str):
         return False
+    # As building does it: a name without a scope is the default scope's.
+    with ROOT_MODELS.switch_scope_and_registry(None) as registry:
+        cls = registry.get(kind)
+    return inspect.isclass(cls) and 'deploy' in inspect.signature(cls).parameters
 
 
 def _routed(cfg: dict, model: nn.Module) -> dict:

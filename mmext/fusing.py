@@ -207,7 +207,7 @@ def _scales(layer: nn.Module, shape: torch.Size) -> bool:
         y = layer(x)
         fuse_affine(scaled, scale, shift)
         z = scaled(x)
-    except (RuntimeError, TypeError, ValueError):  # such as a layer that guards its weight
+    except Exception:  # a layer that guards its weight, or computes it, does so by any error
         return False
     if isinstance(layer, _ConvNd):
         scale, shift = (t.view(-1, *[1] * (y.ndim - 2)) for t in (scale, shift))
