@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import nn
 
 from mmext.checkpoints import hand_over, load_all, read_checkpoint, serve, state_dict_of
 from mmext.contracts import HasOpenChoices
-from mmext.errors import CheckpointError, UsageError
+from mmext.errors import CheckpointError, UsageError, reason
 from mmext.folding import resolve
 from mmext.hosts import build_model
 
@@ -314,14 +313,3 @@ def run(main: Callable[[], object]) -> None:
         text = str(error) if known else f'{reason(error)}; run it again with --debug to see where'
         sys.stderr.write(f'{Path(sys.argv[0]).name}: error: {text}\n')
         sys.exit(2)
-
-
-def reason(error: BaseException) -> str:
-    """Return the first line of what an error says; where it says nothing, the place that raised it."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    lines = str(text).strip().splitlines()
-    if lines:
-        return lines[0] if isinstance(error, UsageError) else f'{type(error).__name__}: {lines[0]}'
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f' in {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}' if frames else ''
-    return f'{type(error).__name__}{where}'

@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmext.checkpoints import load_all
 from mmext.contracts import HasDeployedConfig, ServesTesting, optional_state
-from mmext.errors import brief
+from mmext.errors import reason
 from mmext.export import comparable, example_inputs, max_relative_error, outputs_of
 from mmext.folding import fold_and_record, resolve
 from mmext.fusing import Fusions
+from mmext.hosts import build_model, without_pretrained
 from mmext.ops.depthwise import takes_detour
 from mmext.surgery import swap_layers, unwrapped
 
@@ -58,8 +59,8 @@ def deploy(
         RuntimeError: If the weights do not fit, the model does not run or returns nothing to compare, or the folded one does
             not compute the same.
     """
-    model_cfg = _without_pretrained(_by_name(model_cfg))
-    trained = _build(model_cfg).eval()
+    model_cfg = without_pretrained(_by_name(model_cfg))
+    trained = build_model(model_cfg).eval()
     load_all(trained, state_dict)
     inputs = inputs if isinstance(inputs, Tensor) else example_inputs(trained, *inputs)
     reference = _reference(trained, inputs)
@@ -87,7 +88,7 @@ def _reference(trained: nn.Module, inputs: Tensor) -> list[Tensor]:
         reference = outputs_of(trained, inputs)
     except Exception as error:  # a host's forward raises nearly anything
         raise RuntimeError(
-            f"{name} does not run on {tuple(inputs.shape)} with mode='tensor' ({brief(error)}), so that nothing can be "
+            f"{name} does not run on {tuple(inputs.shape)} with mode='tensor' ({reason(error)}), so that nothing can be "
             'compared; try another size, or fold it with mmext.folding.fold and compare what it predicts'
         ) from error
     compared = [t for t in reference if comparable(t)]
@@ -124,7 +125,7 @@ def _prove(
     cfg: Mapping, weights: Mapping[str, Tensor], inputs: Tensor, reference: list[Tensor], tolerance: float
 ) -> tuple[nn.Module, float]:
     """Return the model that ``cfg`` builds, with the weights in it, and how far its outputs are from the reference."""
-    rebuilt = _build(cfg).eval()
+    rebuilt = build_model(cfg).eval()
     load_all(rebuilt, weights)
     error = max_relative_error(reference, outputs_of(rebuilt, inputs))
     if not error <= tolerance:
@@ -133,11 +134,6 @@ def _prove(
             f'tolerance {tolerance:.0e}'
         )
     return rebuilt, error
-
-
-def _build(cfg: Mapping) -> nn.Module:
-    # The hosts read settings as attributes (train_cfg.rpn), which a plain dict does not have.
-    return ROOT_MODELS.build(ConfigDict(copy.deepcopy(cfg)))
 
 
 def _by_name(cfg: Any) -> Any:
@@ -206,7 +202,7 @@ def _under(fusions: Fusions, prefix: str) -> list[list[str]]:
 
 def _shapes(cfg: Mapping, weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Return the shapes of the state of the model that ``cfg`` builds, once it has loaded ``weights``."""
-    model = _build(cfg)
+    model = build_model(cfg)
     optional = {k: weights[k].shape for k in optional_state(model) if k in weights}
     return {**{k: v.shape for k, v in model.state_dict().items()}, **optional}
 
@@ -400,16 +396,3 @@ def _serves_training(hook: Any) -> bool:
         return False
     cls = HOOKS.get(kind) if isinstance(kind, str) else kind
     return not (isinstance(cls, ServesTesting) and cls.serves_testing)
-
-
-def _without_pretrained(cfg: Any) -> Any:
-    """Return ``cfg`` without weights to be loaded at construction: the checkpoint holds them all."""
-    if isinstance(cfg, list):
-        return [_without_pretrained(c) for c in cfg]
-    if not isinstance(cfg, Mapping):
-        return cfg
-    return {
-        k: _without_pretrained(v)
-        for k, v in cfg.items()
-        if not (k == 'init_cfg' and isinstance(v, Mapping) and v.get('type') == 'Pretrained') and k != 'pretrained'
-    }

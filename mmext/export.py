@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmext.contracts import MakesInputs
-from mmext.errors import brief
+from mmext.errors import reason
 
 __all__ = [
     'FORMATS',
@@ -225,7 +225,7 @@ def export(
                     form.write(function, inputs, axes, partial)
                     error = _prove(form.read(partial), model, inputs, axes, tolerance)
             except Exception as failure:  # exporters and runtimes raise nearly anything
-                refusals.append(f'{failure}' if isinstance(failure, _DiffersError) else brief(failure))
+                refusals.append(str(failure) if isinstance(failure, _RefusalError) else reason(failure))
                 continue
             if refusals:
                 fixed = sorted(set(_names(model)) - set(axes))
@@ -257,8 +257,8 @@ def _axes_to_try(model: nn.Module, dynamic: bool) -> list[dict[int, str]]:
     return ([names] if dynamic else []) + [{0: 'batch'}, {}]
 
 
-class _DiffersError(RuntimeError):
-    pass
+class _RefusalError(RuntimeError):
+    """Says in whole words why there is no file."""
 
 
 def _prove(
@@ -271,10 +271,10 @@ def _prove(
         try:
             found = run(sample)
         except Exception as failure:
-            raise _DiffersError(f'it fails on {tuple(sample.shape)}, {brief(failure)}') from failure
+            raise _RefusalError(f'it fails on {tuple(sample.shape)}, {reason(failure)}') from failure
         errors.append(max_relative_error(expected, [f.to(e.dtype) for f, e in zip(found, expected, strict=False)]))
         if errors[-1] > tolerance:
-            raise _DiffersError(f'on {tuple(sample.shape)} it differs by {errors[-1]:.1e}')
+            raise _RefusalError(f'on {tuple(sample.shape)} it differs by {errors[-1]:.1e}')
     return max(errors)
 
 
@@ -295,7 +295,7 @@ def _others(model: nn.Module, inputs: Tensor, axes: dict[int, str]) -> list[Tens
         ]
         taken = [x for x in made if _runs(model, x)]
         if not taken:
-            raise _DiffersError('the model itself takes no other size')
+            raise _RefusalError('the model itself takes no other size')
         others += taken
     return others
 
@@ -310,7 +310,7 @@ def _runs(model: nn.Module, inputs: Tensor) -> bool:
 
 def _write_onnx(function: nn.Module, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
     if any(t.is_complex() for t in (*function.parameters(), *outputs_of(function.model, inputs))):
-        raise RuntimeError(f'ONNX has no complex numbers, and {type(function.model).__name__} computes with them')
+        raise _RefusalError(f'ONNX has no complex numbers, and {type(function.model).__name__} computes with them')
     _onnxruntime()
     model = function.model
     name = model.input_name if isinstance(model, MakesInputs) else 'images'
@@ -345,7 +345,7 @@ def _onnxruntime() -> Any:
         import onnx  # noqa: F401
         import onnxruntime
     except ImportError as error:
-        raise RuntimeError(
+        raise _RefusalError(
             f'the ONNX export needs onnx and onnxruntime ({error}); pip install onnx onnxruntime'
         ) from error
     return onnxruntime

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.contracts import CannotFold, Folds, SwitchesToDeploy, find, shown_by
 from mmext.convs.base import ExtConv2d
-from mmext.errors import brief
+from mmext.errors import reason
 from mmext.export import example_inputs, max_relative_error, outputs_of, rounding_tolerance
 from mmext.fusing import Fusions, apply_fusions, find_fusions, open_norms
 from mmext.registry import MODELS
@@ -66,7 +66,7 @@ def fold_and_record(
         try:
             reference = _in_eval_mode(model, inputs)
         except Exception as error:  # a host's forward raises nearly anything
-            refusal, inputs = f'{brief(error)} on {tuple(inputs.shape)}', None
+            refusal, inputs = f'{reason(error)} on {tuple(inputs.shape)}', None
     elif inputs is not None:
         reference = _in_eval_mode(model, inputs)
     model = _Folder().fold(model)
@@ -112,9 +112,9 @@ def _in_eval_mode(model: nn.Module, inputs: Tensor) -> list[Tensor]:
 
 
 def _log_left(left: Mapping[str, str]) -> None:
-    for reason in dict.fromkeys(left.values()):
-        names = [n for n, why in left.items() if why == reason]
-        print_log(f'norms left as they are: {", ".join(names)} ({reason})', 'current')
+    for why in dict.fromkeys(left.values()):
+        names = [n for n, w in left.items() if w == why]
+        print_log(f'norms left as they are: {", ".join(names)} ({why})', 'current')
 
 
 def _host_switch(module: nn.Module) -> Any:
@@ -155,8 +155,8 @@ class _Folder:
         else:  # a host's switch takes ``weight`` for the kernel, so that inside of one the plain form is needed
             try:
                 result = module.fold()
-            except ValueError as reason:
-                self.unfolded.append(brief(reason))
+            except ValueError as refusal:
+                self.unfolded.append(reason(refusal))
                 return module
         if in_host and getattr(result, 'bias', None) is not None and getattr(module, 'bias', None) is None:
             self.new_biases.append(result)
@@ -174,7 +174,7 @@ class _Folder:
                     module.conv_cfg = None
                 host.switch_to_deploy()  # type: ignore[operator]
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            reasons.append(brief(error))
+            reasons.append(reason(error))
         if reasons:
             print_log(
                 f'{type(host).__name__} keeps its branches, its own switch cannot merge them: {reasons[0]}', 'current'

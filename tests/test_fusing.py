@@ -111,7 +111,9 @@ def test_other_types_fuse_as_well(mode):
 
 def test_without_inputs_images_are_made_and_a_model_that_refuses_them_says_so():
     assert not norms(fold(shake(nn.Sequential(nn.Conv2d(5, 3, 3), nn.BatchNorm2d(3))), fuse_bn=True))
-    with pytest.raises(RuntimeError, match=r'which norms fuse is seen in a forward, and that of Flow failed \(.*inputs='):
+    with pytest.raises(
+        RuntimeError, match=r'which norms fuse is seen in a forward, and that of Flow failed \(.*inputs='
+    ):
         fold(shake(Flow(lambda s, x: s.n(s.a(x[0])))), fuse_bn=True)
     lines = fold(shake(Flow(lambda s, x: s.n(s.a(x)))))
     assert norms(lines) == ['n', 'm'], 'fusing is asked for'
@@ -155,4 +157,6 @@ def test_a_detector_with_shared_convolutions_fuses_what_can_be(rtmdet, monkeypat
     assert len(norms(fused)) == 12
     assert all('bbox_head' in name for name in norms(fused)), 'each level has norms of its own behind shared layers'
     assert len(lines) == 4
-    assert lines[1].endswith('bbox_head.cls_convs.2.1.bn (it does not read the output of bbox_head.cls_convs.0.1.conv alone)')
+    assert lines[1].endswith(
+        'bbox_head.cls_convs.2.1.bn (it does not read the output of bbox_head.cls_convs.0.1.conv alone)'
+    )

@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import nn
 
 import mmext
@@ -25,7 +24,7 @@ from mmext import cli
 from mmext.checkpoints import read_checkpoint, state_dict_of
 from mmext.contracts import MakesInputs, WarnsOnDeploy, find
 from mmext.deploy import deploy, leftovers, without_training_parts
-from mmext.errors import UsageError, brief
+from mmext.errors import UsageError, reason
 from mmext.export import FORMATS, example_inputs, export, outputs_of, unfinished
 
 
@@ -43,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--shape',
-        type=positive,
+        type=cli.positive,
         nargs=2,
         default=(128, 128),
         metavar=('H', 'W'),
@@ -64,16 +63,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='try height and width as dynamic axes of these files too; the batch is tried always',
     )
     parser.add_argument('--force', action='store_true', help='overwrite existing outputs')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
+    cli.add_config_arguments(parser)
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'a size is at least 1, got {value}')
-    return value
 
 
 def milliseconds(models: list[nn.Module], inputs: torch.Tensor, rounds: int = 10) -> list[float]:
@@ -112,18 +103,9 @@ def check_outputs(paths: Sequence[Path], inputs: Sequence[str], force: bool) -> 
         for given in inputs:
             if path.resolve() == Path(given).resolve():
                 raise UsageError(f'{path} is what this tool reads, and is never overwritten; choose another OUT')
-        if path.is_dir():
-            raise UsageError(f'{path} is a folder; choose another OUT')
-        if path.exists() and not force:
+        if path.is_file() and not force:
             raise UsageError(f'{path} exists and is not overwritten; choose another OUT or pass --force')
-    parent = paths[0].resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UsageError(f'{paths[0]} cannot be written ({brief(error)}); choose another OUT') from error
+        cli.refuse_unwritable(path)
 
 
 def write_pair(cfg: Config, needs: Sequence[str], checkpoint: dict, out: Path) -> None:
@@ -143,7 +125,7 @@ def write_pair(cfg: Config, needs: Sequence[str], checkpoint: dict, out: Path) -
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise UsageError(
-            f'{out} and its config could not be written ({brief(error)}); nothing is left of them'
+            f'{out} and its config could not be written ({reason(error)}); nothing is left of them'
         ) from error
 
 
@@ -199,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             error = export(folded, inputs, path, kind, args.dynamic, args.tolerance)
         except RuntimeError as refusal:
             raise UsageError(
-                f'checkpoint and config are written, but no {FORMATS[kind].title} file ({brief(refusal)}); '
+                f'checkpoint and config are written, but no {FORMATS[kind].title} file ({refusal}); '
                 f'{why_no_export(folded)}'
             ) from refusal
         print(f'wrote {path}: {FORMATS[kind].runtime} differs by {error:.2e}')
