@@ -336,7 +336,7 @@ def _is_ours(kind: Any) -> bool:
 
 
 def _reason(part: Mapping) -> str:
-    name, inner = str(part['type']), part.get('model')
+    name, inner = str(part['type']), part.get('model')  # type: str, Any
     if name == 'mmext.folded':
         fused = part.get('fuse_bn')
         norms = f'{len(fused)} of its norms are' if isinstance(fused, list) else 'its norms are'

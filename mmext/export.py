@@ -174,7 +174,7 @@ class Format(NamedTuple):
     #: Ending of the file.
     suffix: str
     #: (function, inputs, axes, path): write the file; axes maps the dynamic axes of the input to their names.
-    write: Callable[[nn.Module, Tensor, dict[int, str], Path], None]
+    write: Callable[[TensorMode, Tensor, dict[int, str], Path], None]
     #: (path): return what runs the file.
     read: Callable[[Path], Callable[[Tensor], Sequence[Tensor]]]
     #: How it, and what runs it, is called in messages.
@@ -308,7 +308,7 @@ def _runs(model: nn.Module, inputs: Tensor) -> bool:
     return True
 
 
-def _write_onnx(function: nn.Module, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
+def _write_onnx(function: TensorMode, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
     if any(t.is_complex() for t in (*function.parameters(), *outputs_of(function.model, inputs))):
         raise _RefusalError(f'ONNX has no complex numbers, and {type(function.model).__name__} computes with them')
     _onnxruntime()
@@ -351,13 +351,13 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _write_torchscript(function: nn.Module, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
+def _write_torchscript(function: TensorMode, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.jit.save(torch.jit.trace(function, (inputs,), check_trace=False), str(path))
 
 
-def _write_program(function: nn.Module, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
+def _write_program(function: TensorMode, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
     shapes = {'inputs': {axis: torch.export.Dim(name, min=1) for axis, name in axes.items()}} if axes else None
     torch.export.save(torch.export.export(function, (inputs,), dynamic_shapes=shapes, strict=False), path)
 

@@ -81,11 +81,11 @@ def fold_and_record(
         _log_left(left)
     apply_fusions(model, fusions)
     if reference is not None and inputs is not None:
-        error = max_relative_error(reference, _in_eval_mode(model, inputs))
+        distance = max_relative_error(reference, _in_eval_mode(model, inputs))
         tolerance = rounding_tolerance(model) if tolerance is None else tolerance
-        if not error <= tolerance:
+        if not distance <= tolerance:
             raise RuntimeError(
-                f'the folded model differs from the trained one by {error:.2e} relative on test inputs, more than the '
+                f'the folded model differs from the trained one by {distance:.2e} relative on test inputs, more than the '
                 f'tolerance {tolerance:.0e}'
             )
     return model, fusions
@@ -171,7 +171,7 @@ class _Folder:
         try:
             if not reasons:
                 for module in slots:  # what the host builds for its merged kernel must be a plain layer
-                    module.conv_cfg = None
+                    module.conv_cfg = None  # type: ignore[assignment]
                 host.switch_to_deploy()  # type: ignore[operator]
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             reasons.append(reason(error))
@@ -186,7 +186,7 @@ class _Folder:
             for layer, norm in pairwise(sequence):
                 if layer in self.new_biases and isinstance(norm, _BatchNorm) and norm.running_mean is not None:
                     norm.running_mean -= layer.bias.detach()  # type: ignore[operator]
-                    layer.bias = None
+                    layer.bias = None  # type: ignore[assignment]
                     self.new_biases.remove(layer)
 
 

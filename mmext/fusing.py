@@ -41,7 +41,7 @@ def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
 
 
 @torch.no_grad()
-def fuse_affine(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
+def fuse_affine(layer: Any, scale: Tensor, shift: Tensor) -> None:
     """Put a map of the layer's outputs, one scale and shift each, into its weight and bias."""
     weight = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
     bias = shift if layer.bias is None else layer.bias * scale + shift
@@ -101,11 +101,11 @@ def apply_fusions(model: nn.Module, fusions: Fusions) -> None:
             model.get_submodule(names[0]).fuse_norms()  # type: ignore[operator]
             continue
         layer, norm = (model.get_submodule(name) for name in names)
+        weight = layer.get_parameter('weight')
         affine = norm_affine(norm)
-        if affine is None:
-            channels = layer.weight.shape[0]  # type: ignore[union-attr]
-            affine = torch.ones(channels), torch.zeros(channels)
-        fuse_affine(layer, *(t.to(layer.weight) for t in affine))  # type: ignore[arg-type]
+        if affine is None:  # a fresh norm without statistics yet; its weights come from a checkpoint
+            affine = weight.new_ones(weight.shape[0]), weight.new_zeros(weight.shape[0])
+        fuse_affine(layer, *(t.to(weight) for t in affine))
         for parent in model.modules():
             for name, child in parent._modules.items():
                 if child is norm:
