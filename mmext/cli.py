@@ -233,7 +233,8 @@ def prepare(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> None:
     Raises:
         UsageError: If the checkpoint does not tell what was chosen, or the choice cannot be made.
     """
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    if scope := cfg.get('default_scope', 'mmengine'):  # None: every type says where it is
+        init_default_scope(scope)
     model = resolve(cfg.model)
     if isinstance(model, HasOpenChoices):
         try:

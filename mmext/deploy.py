@@ -60,7 +60,8 @@ def deploy(
             not compute the same.
     """
     model_cfg = without_pretrained(_by_name(model_cfg))
-    trained = build_model(model_cfg).eval()
+    trained = build_model(model_cfg)
+    trained.eval()  # not chained: the train() of some hosts' backbones returns None
     load_all(trained, state_dict)
     inputs = inputs if isinstance(inputs, Tensor) else example_inputs(trained, *inputs)
     reference = _reference(trained, inputs)
@@ -125,8 +126,12 @@ def _prove(
     cfg: Mapping, weights: Mapping[str, Tensor], inputs: Tensor, reference: list[Tensor], tolerance: float
 ) -> tuple[nn.Module, float]:
     """Return the model that ``cfg`` builds, with the weights in it, and how far its outputs are from the reference."""
-    rebuilt = build_model(cfg).eval()
+    rebuilt = build_model(cfg)
+    rebuilt.eval()
     load_all(rebuilt, weights)
+    # A layer of this pack also takes a plain kernel and stays what it is.
+    if {k: v.shape for k, v in rebuilt.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
+        raise RuntimeError(f'the config of {type(rebuilt).__name__} does not build its folded form')
     error = max_relative_error(reference, outputs_of(rebuilt, inputs))
     if not error <= tolerance:
         raise RuntimeError(
@@ -313,9 +318,9 @@ def _large(model: nn.Module) -> list[nn.Conv2d]:
     ]
 
 
-def leftovers(cfg: Mapping) -> list[str]:
+def leftovers(cfg: Mapping | Config) -> list[str]:
     """Return what of this pack a written config still names, each with its place and the reason."""
-    return [f'{place or "model"}: {_reason(part)}' for place, part in _of_this_pack(cfg)]
+    return [f'{place or "model"}: {_reason(part)}' for place, part in _of_this_pack(dict(cfg.items()))]
 
 
 def _of_this_pack(cfg: Any, place: str = '') -> Iterator[tuple[str, Mapping]]:
@@ -331,8 +336,15 @@ def _of_this_pack(cfg: Any, place: str = '') -> Iterator[tuple[str, Mapping]]:
             yield from _of_this_pack(value, f'{place}[{index}]')
 
 
+def _names_this_pack(cfg: Any) -> bool:
+    """Tell whether any value in ``cfg`` is of this pack, under whatever key."""
+    if isinstance(cfg, Mapping):
+        return any(map(_names_this_pack, cfg.values()))
+    return any(map(_names_this_pack, cfg)) if isinstance(cfg, (list, tuple)) else _is_ours(cfg)
+
+
 def _is_ours(kind: Any) -> bool:
-    return (kind if isinstance(kind, str) else getattr(kind, '__module__', '')).startswith('mmext.')
+    return str(kind if isinstance(kind, str) else getattr(kind, '__module__', '')).startswith('mmext.')
 
 
 def _reason(part: Mapping) -> str:
@@ -379,7 +391,7 @@ def without_training_parts(cfg: Config) -> Config:
         if _serves_training(hook):
             cfg.default_hooks.pop(name)
     training = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader')
-    if any(True for key in training for _ in _of_this_pack(cfg.get(key))):
+    if any(_names_this_pack(cfg.get(key)) for key in training):
         for key in (*training, 'auto_scale_lr'):
             cfg.pop(key, None)
     if imports := cfg.get('custom_imports'):

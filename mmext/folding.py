@@ -148,7 +148,7 @@ class _Folder:
     def _replacement(self, module: nn.Module, in_host: bool) -> nn.Module:
         if not isinstance(module, Folds):
             return module
-        if getattr(module, 'fold_in_deploy', True):
+        if getattr(module, 'fold_in_deploy', True) or getattr(module, 'plain', False):
             result = module.fold()
         elif not in_host:
             return module
