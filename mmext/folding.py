@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmext.arguments import Cfg, checked, some
 from mmext.contracts import CannotFold, Folds, SwitchesToDeploy, find, shown_by
 from mmext.convs.base import ExtConv2d
 from mmext.errors import reason
@@ -192,7 +193,10 @@ class _Folder:
 
 @MODELS.register_module(name='folded')
 @shown_by(model=dict(type='mmext.RefConv2d', in_channels=8, out_channels=8, kernel_size=3))
-def folded(model: nn.Module | str | dict | list, fuse_bn: bool | Fusions = False, **model_args: Any) -> nn.Module:
+@checked
+def folded(
+    model: nn.Module | str | Cfg | Annotated[list[Cfg], some], fuse_bn: bool | Fusions = False, **model_args: Any
+) -> nn.Module:
     """Build a component in its folded form, in the configs that ``tools/deploy.py`` writes (ours).
 
     The weights are those of a fresh model and come from the checkpoint that was written beside the config.

@@ -13,9 +13,14 @@ from typing import Any
 
 from mmengine import registry as root
 
+from mmext.arguments import guard
+
 
 class Registry(root.Registry):
-    """A mmengine registry that answers an unknown name with the nearest known ones."""
+    """A mmengine registry that answers an unknown name with the nearest known ones, and guards what it registers.
+
+    The arguments of a registered class or function are checked against their annotations; see :mod:`mmext.arguments`.
+    """
 
     def get(self, key: str) -> type:
         """Return the component called ``key``.
@@ -43,6 +48,8 @@ class Registry(root.Registry):
         names = [module_name or module.__name__] if not isinstance(module_name, list) else module_name
         known = [self.module_dict[name] for name in names if name in self.module_dict]
         itself = all((k.__module__, k.__qualname__) == (module.__module__, module.__qualname__) for k in known)
+        if isinstance(module, type):
+            guard(module)
         super()._register_module(module, module_name, force or itself)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, Repeats, Sides, check_conv2d
 from mmext.registry import MODELS
 
 __all__ = ['LENI', 'LENIConv']
@@ -61,13 +62,13 @@ class LENI(nn.Module):
 
     def __init__(
         self,
-        num_channels: int | None = None,
-        kernel_size: int = 3,
-        t_group_size: int = 1,
-        neg_input: str = 'rectified',
-        norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
+        num_channels: Count | None = None,
+        kernel_size: Repeats = 3,
+        t_group_size: Count = 1,
+        neg_input: Literal['rectified', 'negated'] = 'rectified',
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
         post_act: bool = True,
-        mode: str = 'compress',
+        mode: Literal['compress', 'concat'] = 'compress',
         init_pos: float = 1.0,
         init_neg: float = 0.0,
         inplace: bool = False,
@@ -82,10 +83,6 @@ class LENI(nn.Module):
             raise ValueError(f'LENI keeps the size of its input and needs an odd kernel_size, got {kernel_size=}')
         if num_channels % t_group_size:
             raise ValueError(f'LENI needs t_group_size to divide num_channels, got {t_group_size=}, {num_channels=}')
-        if mode not in ('compress', 'concat') or neg_input not in ('rectified', 'negated'):
-            raise ValueError(
-                f"LENI needs mode 'compress' or 'concat' and neg_input 'rectified' or 'negated', got {mode=}, {neg_input=}"
-            )
         self.num_channels = num_channels
         self.out_channels = num_channels * (2 if mode == 'concat' else 1)
         self.neg_input, self.post_act, self.mode = neg_input, post_act, mode
@@ -159,14 +156,15 @@ class LENIConv(BaseModule):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
+        in_channels: Count,
+        out_channels: Count,
+        kernel_size: Sides,
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
         leni_cfg: dict | None = None,
         init_cfg: dict | None = None,
         **kwargs: Any,
     ) -> None:
+        check_conv2d('LENIConv', (in_channels, out_channels, kernel_size), kwargs)
         super().__init__(init_cfg)
         if out_channels % 2:
             raise ValueError(

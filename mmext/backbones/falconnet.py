@@ -10,6 +10,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleList, Sequential
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, DropRate, Few, check
 from mmext.backbones.base import Backbone
 from mmext.blocks.build import with_num_channels
 from mmext.blocks.light_block import LIGHT_BLOCKS
@@ -110,18 +111,18 @@ class FalconNet(Backbone):
     def __init__(
         self,
         arch: str | dict = 'base',
-        block: str | dict | Sequence[str | dict] = dict(type='mmext.MetaLightBlock'),  # noqa: B006
-        in_channels: int = 3,
+        block: str | Cfg | Sequence[str | Cfg] = dict(type='mmext.MetaLightBlock'),  # noqa: B006
+        in_channels: Count = 3,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        head_channels: int | None = None,
+        head_channels: Count | None = None,
         stem_shortcut: bool = True,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: DropRate = 0.0,
         with_cp: bool = False,
-        conv_cfg: dict | None = None,
-        norm_cfg: dict = dict(type='BN'),  # noqa: B006
-        act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg = dict(type='BN'),  # noqa: B006
+        act_cfg: Cfg | None = dict(type='ReLU'),  # noqa: B006
         init_cfg: dict | list | None = None,
     ) -> None:
         depths, channels = _resolve_arch(arch, self.arch_zoo)
@@ -214,12 +215,17 @@ def _resolve_arch(arch: str | dict, zoo: dict[str, dict]) -> tuple[tuple[int, ..
         arch = zoo[arch]
     if set(arch) != {'depths', 'channels'}:
         raise ValueError(f'FalconNet needs arch=dict(depths=..., channels=...), got the keys {sorted(arch)}')
+    check('FalconNet', _stages, (), arch)
     depths, channels = tuple(arch['depths']), tuple(arch['channels'])
     if not depths or len(depths) != len(channels) or min(depths) < 1:
         raise ValueError(f'FalconNet needs one positive depth and one width per stage, got {depths=}, {channels=}')
     if any(b % a for a, b in pairwise(channels)):
         raise ValueError(f'FalconNet needs each width to be a multiple of the one before, got {channels=}')
     return depths, channels
+
+
+def _stages(depths: Sequence[Few], channels: Sequence[Count]) -> None:
+    """State the laws of an architecture."""
 
 
 def _resolve_blocks(block: str | dict | Sequence[str | dict], num_stages: int) -> list[dict]:

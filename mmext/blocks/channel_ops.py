@@ -6,6 +6,7 @@ import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, Many, OddSize
 from mmext.blocks.build import with_num_channels
 from mmext.registry import MODELS
 
@@ -72,14 +73,14 @@ class RefCO(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        groups: int | tuple[int, int] = (4, 4),
+        in_channels: Count,
+        out_channels: Count,
+        groups: Count | tuple[Count, Count] = (4, 4),
         shuffle: bool = True,
         check_full_range: bool = True,
         factor: int = 0,
-        norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
-        act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
+        act_cfg: Cfg | None = dict(type='ReLU'),  # noqa: B006
     ) -> None:
         super().__init__()
         if factor not in (0, 1):
@@ -140,13 +141,13 @@ class GhostCO(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        ratio: int = 2,
-        kernel_size: int = 3,
-        conv_cfg: dict | None = None,
-        norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
-        act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
+        in_channels: Count,
+        out_channels: Count,
+        ratio: Many = 2,
+        kernel_size: OddSize = 3,
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
+        act_cfg: Cfg | None = dict(type='ReLU'),  # noqa: B006
     ) -> None:
         super().__init__()
         if ratio < 2 or out_channels % ratio:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Annotated, Any
 
 from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
@@ -11,6 +11,7 @@ from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmext.arguments import Cfg, Count, DropRate, Positive, at_most
 from mmext.blocks.build import build_operator, component, with_num_channels
 from mmext.registry import MODELS
 
@@ -63,19 +64,19 @@ class MetaBasicBlock(BaseModule):
 
     def __init__(
         self,
-        channels: int,
-        expansion: float = 4,
-        so1: dict | None = None,
-        co1: dict | None = dict(type='Conv2d'),  # noqa: B006
-        so2: dict | None = None,
-        co2: dict | None = dict(type='Conv2d'),  # noqa: B006
-        so3: dict | None = None,
+        channels: Count,
+        expansion: Annotated[Positive, at_most(1024)] = 4,
+        so1: Cfg | None = None,
+        co1: Cfg | None = dict(type='Conv2d'),  # noqa: B006
+        so2: Cfg | None = None,
+        co2: Cfg | None = dict(type='Conv2d'),  # noqa: B006
+        so3: Cfg | None = None,
         out_act: bool = False,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: DropRate = 0.0,
         with_cp: bool = False,
-        conv_cfg: dict | None = None,
-        norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
-        act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
+        act_cfg: Cfg | None = dict(type='ReLU'),  # noqa: B006
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -154,10 +155,10 @@ class MetaLightBlock(MetaBasicBlock):
 
     def __init__(
         self,
-        channels: int,
-        expansion: float = 4,
-        spatial: dict | None = dict(type='mmext.RepSO2d'),  # noqa: B006
-        channel: dict | tuple[dict, dict] = dict(type='mmext.RefCO'),  # noqa: B006
+        channels: Count,
+        expansion: Annotated[Positive, at_most(1024)] = 4,
+        spatial: Cfg | None = dict(type='mmext.RepSO2d'),  # noqa: B006
+        channel: Cfg | tuple[Cfg, Cfg] = dict(type='mmext.RefCO'),  # noqa: B006
         **kwargs: Any,
     ) -> None:
         first, second = (channel, channel) if isinstance(channel, dict) else channel

@@ -6,6 +6,7 @@ import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, OddSize
 from mmext.blocks.build import with_num_channels
 from mmext.registry import MODELS
 
@@ -37,13 +38,13 @@ class PartialSO(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        ratio: int = 4,
-        kernel_size: int = 3,
-        conv_cfg: dict | None = None,
-        norm_cfg: dict | None = None,
-        act_cfg: dict | None = None,
+        in_channels: Count,
+        out_channels: Count,
+        ratio: Count = 4,
+        kernel_size: OddSize = 3,
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg | None = None,
+        act_cfg: Cfg | None = None,
     ) -> None:
         super().__init__()
         if in_channels != out_channels or in_channels % ratio:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmext.arguments import check_conv2d
+
 __all__ = ['ExtConv2d', 'ForeignWeightError']
 
 
@@ -65,6 +67,7 @@ class ExtConv2d(nn.Conv2d):
                 f'{type(self).__name__} has no argument {", ".join(unknown)}; it takes those of nn.Conv2d'
                 + (f' and {", ".join(own)}' if own else '')
             )
+        check_conv2d(type(self).__name__, args, kwargs)
         try:
             super().__init__(*args, **kwargs)
         except ValueError as error:  # torch does not say which layer it refuses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,8 @@ class ComplexConv2d(GeneratedConv2d):
 
     loads_kernel_exactly = False
 
-    def __init__(self, *args: Any, init: str = 'he', **kwargs: Any) -> None:
+    def __init__(self, *args: Any, init: Literal['he', 'glorot'] = 'he', **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if init not in ('he', 'glorot'):
-            raise ValueError(f"ComplexConv2d needs init 'he' or 'glorot', got {init=}")
         self.init = init
         self.plain = self.in_channels % 2 == 1 and self.groups == 1
         pairs = (self.out_channels, self.out_channels if self.plain else self.in_channels)

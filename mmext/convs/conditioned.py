@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Repeats
 from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 
@@ -55,11 +56,14 @@ class ConditionedConv2d(GeneratedConv2d):
     condition: Tensor
 
     def __init__(
-        self, *args: Any, condition_dim: int = 32, hidden_dim: int = 16, source: str = 'coords', **kwargs: Any
+        self,
+        *args: Any,
+        condition_dim: Repeats = 32,
+        hidden_dim: Repeats = 16,
+        source: Literal['coords', 'given'] = 'coords',
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if source not in ('coords', 'given'):
-            raise ValueError(f"ConditionedConv2d needs source 'coords' or 'given', got {source=}")
         self.source = source
         self.condition_dim = condition_dim
         self.hidden_dim = hidden_dim

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mmext.arguments import Few
 from mmext.convs.points import PointConv2d
 from mmext.registry import MODELS
 
@@ -82,12 +83,16 @@ class DCLSConv2d(PointConv2d):
 
     SIG: nn.Parameter | None
 
-    def __init__(self, *args: Any, kernel_count: int = 9, version: str = 'gauss', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        kernel_count: Few = 9,
+        version: Literal['v0', 'v1', 'max', 'gauss'] = 'gauss',
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if kernel_count < 1:
             raise ValueError(f'DCLSConv2d needs a positive kernel_count, got {kernel_count=}')
-        if version not in ('v0', 'v1', *MIN_WIDTH):
-            raise ValueError(f"DCLSConv2d needs version 'v0', 'v1', 'max' or 'gauss', got {version=}")
         self.kernel_count = kernel_count
         self.version = version
         if self.plain:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmext.arguments import Cfg, check_conv2d
 from mmext.convs.reparam import ReparamConv2d
 from mmext.registry import MODELS
 
@@ -61,9 +62,10 @@ class DilatedReparamConv2d(ReparamConv2d):
         self,
         *args: Any,
         branches: Sequence[str] | None = None,
-        norm_cfg: dict = dict(type='BN'),  # noqa: B006
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
         **kwargs: Any,
     ) -> None:
+        check_conv2d(type(self).__name__, args, kwargs)
         if branches is None:
             size = kwargs.get('kernel_size', args[2] if len(args) > 2 else 1)
             size = size[0] if isinstance(size, (tuple, list)) and size[0] == size[1] else size

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import at_most
 from mmext.convs.generated import GeneratedConv2d
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
@@ -17,6 +18,7 @@ from mmext.registry import MODELS
 __all__ = ['GaussianConv2d']
 
 NUMBERS = {'iso': 1, 'diag': 2, 'full': 3}
+_Sigma = Annotated[float, at_most(256)]
 MIN_SIGMA = 0.1
 
 
@@ -72,19 +74,17 @@ class GaussianConv2d(GeneratedConv2d):
     def __init__(
         self,
         *args: Any,
-        sigma: float = 1.0,
+        sigma: _Sigma = 1.0,
         covariance: str = 'iso',
-        per: str = 'layer',
-        max_sigma: float | Sequence[float] | None = None,
-        std_devs: float = 2.0,
+        per: Literal['layer', 'channel'] = 'layer',
+        max_sigma: _Sigma | tuple[_Sigma, _Sigma] | None = None,
+        std_devs: Annotated[float, at_most(16)] = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         largest = _pair(2 * sigma if max_sigma is None else max_sigma)
         if covariance not in NUMBERS:
             raise ValueError(f'GaussianConv2d needs covariance {sorted(NUMBERS)}, got {covariance=}')
-        if per not in ('layer', 'channel'):
-            raise ValueError(f"GaussianConv2d needs per 'layer' or 'channel', got {per=}")
         if len(largest) != 2 or not MIN_SIGMA <= sigma <= min(largest) or std_devs <= 0:
             raise ValueError(
                 f'GaussianConv2d needs {MIN_SIGMA} <= sigma <= max_sigma, which is a number or a pair, and a positive '

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Repeats
 from mmext.convs.generated import GeneratedConv2d
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
@@ -56,7 +57,7 @@ class InceptionDWConv2d(GeneratedConv2d):
 
     fold_in_deploy = False
 
-    def __init__(self, *args: Any, square_kernel: int = 3, branch_ratio: float = 0.125, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, square_kernel: Repeats = 3, branch_ratio: float = 0.125, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if square_kernel % 2 == 0 or not 0 < branch_ratio <= 1 / 3:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Many
 from mmext.convs.generated import GeneratedConv2d
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
@@ -52,7 +53,7 @@ class OneWayConv2d(GeneratedConv2d):
 
     fold_in_deploy = False
 
-    def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, rank: Many | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.plain = self.kernel_size == (1, 1)
         if self.plain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,14 +75,12 @@ class PartialConv2d(ExtConv2d):
     def __init__(
         self,
         *args: Any,
-        mode: str = 'padding',
+        mode: Literal['padding', 'mask'] = 'padding',
         multi_channel: bool = False,
         return_mask: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if mode not in ('padding', 'mask'):
-            raise ValueError(f"PartialConv2d needs mode 'padding' or 'mask', got {mode=}")
         if mode == 'padding' and (multi_channel or return_mask):
             raise ValueError(f"PartialConv2d has a mask in mode='mask' only, got {multi_channel=} and {return_mask=}")
         if self.padding_mode != 'zeros':

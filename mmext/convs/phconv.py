@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,15 +58,13 @@ class PHConv2d(GeneratedConv2d):
 
     loads_kernel_exactly = False
 
-    def __init__(self, *args: Any, n: int = 4, init: str = 'he', **kwargs: Any) -> None:
+    def __init__(self, *args: Any, n: int = 4, init: Literal['he', 'official'] = 'he', **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if n < 1 or self.out_channels // self.groups % n:
             raise ValueError(
                 f'PHConv2d needs an n that divides the output channels of each group, got {n=} for '
                 f'out_channels={self.out_channels}, groups={self.groups}; pass another n, or leave the layer out'
             )
-        if init not in ('he', 'official'):
-            raise ValueError(f"PHConv2d needs init 'he' or 'official', got {init=}")
         self.n = n
         self.init = init
         like = self.drop_weight()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmext.arguments import Few
 from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 
@@ -53,7 +54,7 @@ class RandomBasisConv2d(GeneratedConv2d):
     loads_kernel_exactly = False
 
     def __init__(
-        self, *args: Any, expansion: int = 1, seed: int | None = None, freeze: bool = True, **kwargs: Any
+        self, *args: Any, expansion: Few = 1, seed: int | None = None, freeze: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         if expansion < 1:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Repeats
 from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 
@@ -57,8 +58,8 @@ class RefConv2d(GeneratedConv2d):
     def __init__(
         self,
         *args: Any,
-        map_kernel_size: int = 3,
-        map_init: str = 'zero',
+        map_kernel_size: Repeats = 3,
+        map_init: Literal['zero', 'default'] = 'zero',
         freeze_basis: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -69,8 +70,6 @@ class RefConv2d(GeneratedConv2d):
                 f'RefConv2d needs an odd map_kernel_size no larger than the kernel, got {map_kernel_size=} for '
                 f'kernel_size={self.kernel_size}; pass a smaller map_kernel_size'
             )
-        if map_init not in ('zero', 'default'):
-            raise ValueError(f"RefConv2d needs map_init 'zero' or 'default', got {map_init=}")
         self.map_kernel_size = map_kernel_size
         self.map_init = map_init
         self.freeze_basis = freeze_basis

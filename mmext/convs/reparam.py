@@ -12,6 +12,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmext.arguments import Cfg
 from mmext.convs.generated import GeneratedConv2d
 from mmext.ops.depthwise import depthwise_conv2d
 
@@ -51,7 +52,7 @@ class ReparamConv2d(GeneratedConv2d):
         self,
         *args: Any,
         branches: Sequence[str] = ('kxk',),
-        norm_cfg: dict = dict(type='BN'),  # noqa: B006
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -116,7 +117,7 @@ class ReparamConv2d(GeneratedConv2d):
 class _Branch(nn.Module):
     """One kernel, learned or fixed, and its batch norm."""
 
-    def __init__(self, conv: ReparamConv2d, kind: str, norm_cfg: dict) -> None:
+    def __init__(self, conv: ReparamConv2d, kind: str, norm_cfg: dict | None) -> None:
         super().__init__()
         self.kind = kind
         owner = type(conv).__name__
@@ -159,7 +160,7 @@ class _Branch(nn.Module):
         return F.pad(kernel, (cols, cols, rows, rows))
 
 
-def foldable_norm(norm_cfg: dict, channels: int, owner: str) -> _BatchNorm:
+def foldable_norm(norm_cfg: dict | None, channels: int, owner: str) -> _BatchNorm:
     """Build a norm, and refuse one that is no batch norm with running statistics, in the name of class ``owner``."""
     norm = build_norm_layer(norm_cfg, channels)[1] if norm_cfg else None
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmext.arguments import Cfg
 from mmext.convs.reparam import ReparamConv2d
 from mmext.registry import MODELS
 
@@ -40,7 +41,7 @@ class RepSO2d(ReparamConv2d):
         self,
         *args: Any,
         branches: Sequence[str] = ('kxk', '1x1', 'identity'),
-        norm_cfg: dict = dict(type='BN'),  # noqa: B006
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, branches=branches, norm_cfg=norm_cfg, **kwargs)

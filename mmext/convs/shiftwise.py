@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Few, Repeats, Seed
 from mmext.convs.generated import GeneratedConv2d
 from mmext.convs.reparam import bn_affine, foldable_norm
 from mmext.ops.depthwise import depthwise_conv2d
@@ -79,12 +80,12 @@ class ShiftwiseConv2d(GeneratedConv2d):
     def __init__(
         self,
         *args: Any,
-        small_kernel: int = 3,
+        small_kernel: Repeats = 3,
         ghost_ratio: float = 0.23,
-        n_path: int = 2,
-        n_rep: int = 4,
-        norm_cfg: dict = dict(type='BN'),  # noqa: B006
-        seed: int = 123,
+        n_path: Few = 2,
+        n_rep: Few = 4,
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
+        seed: Seed = 123,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmext.arguments import Many
 from mmext.convs.points import PointConv2d
 from mmext.registry import MODELS
 
@@ -69,7 +70,7 @@ class SMPConv2d(PointConv2d):
     def __init__(
         self,
         *args: Any,
-        n_points: int | None = None,
+        n_points: Many | None = None,
         shared_points: bool = True,
         radius: float | None = None,
         coord_std: float | None = None,

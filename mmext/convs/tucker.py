@@ -72,9 +72,9 @@ class TuckerConv2d(GeneratedConv2d):
     def __init__(
         self,
         *args: Any,
-        rank: Sequence[int] | None = None,
+        rank: int | Sequence[int] | None = None,
         ratio: float = 0.5,
-        start_rank: Sequence[int] | None = None,
+        start_rank: int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -186,7 +186,7 @@ def hosvd(kernel: Tensor, rank: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     return core.to(kernel), [factor.to(kernel) for factor in factors]
 
 
-def _cut(rank: Sequence[int], sizes: Sequence[int], name: str) -> tuple[int, ...]:
+def _cut(rank: int | Sequence[int], sizes: Sequence[int], name: str) -> tuple[int, ...]:
     """Complete two ranks by full spatial ones and cut each to the size of its mode."""
     if isinstance(rank, int) or len(rank) not in (2, 4) or any(r < 1 for r in rank):
         raise ValueError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, NonNegative, Repeats, some
 from mmext.hosts import build_from_host
 from mmext.registry import MODELS
 
@@ -25,11 +26,11 @@ class _PyramidHead(BaseModule):
 
     def __init__(
         self,
-        in_channels: Sequence[int],
-        num_classes: int,
-        pool_size: int = 1,
-        loss: dict | None = None,
-        topk: int | tuple[int, ...] = (1,),
+        in_channels: Annotated[Sequence[Count], some],
+        num_classes: Count,
+        pool_size: Repeats = 1,
+        loss: Cfg | None = None,
+        topk: Count | tuple[Count, ...] = (1,),
         cal_acc: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -149,14 +150,14 @@ class InterflowHead(_PyramidHead):
 
     def __init__(
         self,
-        in_channels: Sequence[int],
-        num_classes: int,
+        in_channels: Annotated[Sequence[Count], some],
+        num_classes: Count,
         attention: str = 'soft',
         hard_weights: Sequence[float] | None = None,
         normalize: str | None = None,
         bias: bool = False,
         init: str = 'mean',
-        aux_loss_weight: float = 0.0,
+        aux_loss_weight: NonNegative = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(in_channels, num_classes, **kwargs)
@@ -167,15 +168,17 @@ class InterflowHead(_PyramidHead):
             )
         if attention == 'hard' and (normalize or bias):
             raise ValueError(
-                f'hard attention learns nothing that {normalize=}, {bias=} could act on; use soft attention'
+                f'InterflowHead: hard attention learns nothing that {normalize=}, {bias=} could act on; use soft attention'
             )
         if hard_weights is not None and (attention != 'hard' or len(hard_weights) != len(self.in_channels)):
             raise ValueError(
-                f"hard_weights need attention='hard' and one number per stage, got {attention=}, {hard_weights=} for "
-                f'{len(self.in_channels)} stages'
+                f"InterflowHead: hard_weights need attention='hard' and one number per stage, got {attention=}, "
+                f'{hard_weights=} for {len(self.in_channels)} stages'
             )
         if init == 'last' and normalize:
-            raise ValueError("init='last' is out of reach of a softmax, which has no zeros; use normalize=None")
+            raise ValueError(
+                "InterflowHead: init='last' is out of reach of a softmax, which has no zeros; use normalize=None"
+            )
         self.attention = attention
         self.normalize = normalize
         self.aux_loss_weight = aux_loss_weight

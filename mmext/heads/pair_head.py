@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, checked
 from mmext.contracts import shown_by
 from mmext.hosts import build_from_host
 from mmext.registry import MODELS
@@ -42,7 +44,8 @@ class Pick(nn.Module):
 
 @MODELS.register_module(name='PairHead')
 @shown_by(head='mmdet.RetinaHead', in_channels=8, num_classes=3)
-def pair_head(head: str | dict, **head_args: Any) -> nn.Module:
+@partial(checked, owner='PairHead')
+def pair_head(head: str | Cfg, **head_args: Any) -> nn.Module:
     """Any dense head of mmdet whose input is a pair (cls, reg) per level, as SEPC gives it (ours).
 
     A dense head sends each level through ``cls_convs`` and, in parallel, through ``reg_convs``. Built with

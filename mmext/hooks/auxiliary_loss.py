@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
+from mmext.arguments import Natural, NonNegative
 from mmext.checkpoints import unwrap
 
 __all__ = ['AuxiliaryLossHook']
@@ -33,7 +34,7 @@ class AuxiliaryLossHook(Hook):
         RuntimeError: If the model took a training step without ``forward(mode='loss')``, so that nothing could be added.
     """
 
-    def __init__(self, weight: float = 1.0, start_epoch: int = 0, start_iter: int = 0) -> None:
+    def __init__(self, weight: NonNegative = 1.0, start_epoch: Natural = 0, start_iter: Natural = 0) -> None:
         self.weight = weight
         self.start_epoch = start_epoch
         self.start_iter = start_iter

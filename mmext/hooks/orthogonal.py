@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Natural, NonNegative, Pattern
 from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
 from mmext.hooks.auxiliary_loss import AuxiliaryLossHook
@@ -63,15 +64,15 @@ class OrthogonalConvHook(AuxiliaryLossHook):
     def __init__(
         self,
         method: str = 'ocnn',
-        match: str = '',
-        skip: str | None = None,
+        match: Pattern = '',
+        skip: Pattern | None = None,
         linear: bool = False,
         num_groups: int = 32,
         min_filters: int = 4,
         sets: str = 'inter',
-        weight: float | None = None,
-        start_epoch: int = 0,
-        start_iter: int = 0,
+        weight: NonNegative | None = None,
+        start_epoch: Natural = 0,
+        start_iter: Natural = 0,
     ) -> None:
         weights = {'ocnn': 0.1, 'l_orth': 1.0, 'gor': 0.01}
         if method not in weights or sets not in ('inter', 'intra'):

@@ -6,6 +6,7 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmext.arguments import Natural, NonNegative
 from mmext.checkpoints import unwrap
 from mmext.convs.dcls import DCLSConv2d
 from mmext.hooks.auxiliary_loss import AuxiliaryLossHook
@@ -40,7 +41,7 @@ class RepulsionHook(AuxiliaryLossHook):
         >>> custom_hooks = [dict(type='mmext.RepulsionHook')]
     """
 
-    def __init__(self, weight: float = 1.0, start_epoch: int = 21, start_iter: int = 0) -> None:
+    def __init__(self, weight: NonNegative = 1.0, start_epoch: Natural = 21, start_iter: Natural = 0) -> None:
         super().__init__(weight, start_epoch, start_iter)
 
     def before_train(self, runner: Runner) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 import torch
 from mmengine.model.weight_init import BaseInit, update_init_info
 from torch import Tensor, nn
@@ -29,7 +32,7 @@ class ConvolutionAwareInit(BaseInit):
             linear layers become orthogonal.
 
     Raises:
-        ValueError: If ``eps_std`` is not positive.
+        ValueError: If ``eps_std`` is not positive, or the model has no layer of the names.
         TypeError: If a named layer has kernels of another number of dimensions.
 
     The steps are those of the public Keras implementation. There, input and output channels change places at the end, so that
@@ -39,16 +42,25 @@ class ConvolutionAwareInit(BaseInit):
         >>> init_cfg = dict(type='mmext.ConvolutionAwareInit', layer='Conv2d')
     """
 
-    def __init__(self, eps_std: float = 0.05, bias: float = 0, layer: str | list[str] | None = None) -> None:
-        super().__init__(bias=bias, layer=layer)
+    def __init__(self, eps_std: float = 0.05, bias: float = 0, layer: str | Sequence[str] | None = None) -> None:
+        super().__init__(bias=bias, layer=layer if layer is None or isinstance(layer, str) else list(layer))
         if eps_std <= 0:
             raise ValueError(f'ConvolutionAwareInit needs a positive eps_std, got {eps_std=}')
         self.eps_std = eps_std
 
     def __call__(self, module: nn.Module) -> None:
         """Initialize the layers of ``module`` that were named, or all of them where mmengine says so (``override``)."""
-        for layer in module.modules():
-            names = {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__)}
+        kinds = {
+            layer: {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__)}
+            for layer in module.modules()
+        }
+        if self.layer and not self.wholemodule and not set(self.layer) & set().union(*kinds.values()):
+            near = difflib.get_close_matches(self.layer[0], {type(m).__name__ for m in kinds}, cutoff=0.0)
+            raise ValueError(
+                f'ConvolutionAwareInit finds no layer={self.layer} in {type(module).__name__}; its nearest classes are '
+                f'{", ".join(near)}'
+            )
+        for layer, names in kinds.items():
             if self.wholemodule or names & set(self.layer):
                 self._init(layer)
         if hasattr(module, '_params_init_info'):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from mmext.inr.base import at_least_float32, check_chosen
+from mmext.arguments import Positive
+from mmext.inr.base import Open, at_least_float32, check_chosen
 from mmext.registry import MODELS
 
 __all__ = ['GaussianActivation', 'SineActivation', 'WaveletActivation']
@@ -39,12 +42,14 @@ class SineActivation(nn.Module):
     frequency = ('first_w0', tuple(range(10, 201, 10)))
 
     def __init__(
-        self, w0: float = 30.0, first_w0: float | None = None, bias_init: str = 'default', first: bool = False
+        self,
+        w0: Positive = 30.0,
+        first_w0: Positive | Open | None = None,
+        bias_init: Literal['default', 'weight'] = 'default',
+        first: bool = False,
     ) -> None:
         super().__init__()
         check_chosen('SineActivation', first_w0=first_w0)
-        if bias_init not in ('default', 'weight'):
-            raise ValueError(f"SineActivation needs bias_init 'default' or 'weight', got {bias_init=}")
         self.hidden_w0 = w0
         self.w0 = first_w0 if first and first_w0 is not None else w0
         self.bias_init = bias_init
@@ -78,7 +83,7 @@ class GaussianActivation(nn.Module):
         tensor([1., 1., 1.])
     """
 
-    def __init__(self, scale: float = 10.0) -> None:
+    def __init__(self, scale: Positive = 10.0) -> None:
         super().__init__()
         self.scale = scale
 
@@ -110,7 +115,7 @@ class WaveletActivation(nn.Module):
 
     complex_valued = True
 
-    def __init__(self, w0: float = 20.0, s0: float = 30.0) -> None:
+    def __init__(self, w0: Positive = 20.0, s0: Positive = 30.0) -> None:
         super().__init__()
         self.w0 = w0
         self.s0 = s0

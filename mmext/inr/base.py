@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmext.arguments import Count, Law
 from mmext.blocks.build import accepts, component
 from mmext.norms.position_norm import freeze_stats
 
-__all__ = ['CoordNetwork', 'at_least_float32', 'build_position_norm', 'check_chosen', 'full_precision']
+__all__ = ['CoordNetwork', 'Open', 'at_least_float32', 'build_position_norm', 'check_chosen', 'full_precision']
 
 
 class CoordNetwork(BaseModule):
@@ -35,7 +36,7 @@ class CoordNetwork(BaseModule):
         init_cfg: As in mmengine; a pre-trained checkpoint, for example.
     """
 
-    def __init__(self, in_features: int, out_features: int, init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(self, in_features: Count, out_features: Count, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
         self.in_features = in_features
         self.out_features = out_features
@@ -74,6 +75,10 @@ def full_precision(tensor: Tensor) -> AbstractContextManager:
     """Return the context in which autocast is off on the device of ``tensor``."""
     # The meta device has no autocast to switch off.
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+
+
+#: A choice that is still to be made, see :func:`check_chosen`.
+Open = Literal['fresh'] | Annotated[dict, Law("with type='fresh'", lambda value: value.get('type') == 'fresh')]
 
 
 def check_chosen(component: str, **arguments: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from mmcv.cnn import build_activation_layer, build_conv_layer
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, Few, Repeats
 from mmext.blocks.build import accepts, component
 from mmext.convs.conditioned import ConditionedConv2d
 from mmext.convs.reparam import ReparamConv2d
@@ -76,15 +77,15 @@ class ConvINR(CoordNetwork):
 
     def __init__(
         self,
-        in_features: int = 2,
-        out_features: int = 3,
-        width: int = 32,
-        depth: int = 10,
-        kernel_size: int = 3,
-        norm_cfg: dict | None = dict(type='BN'),  # noqa: B006
-        act_cfg: dict = dict(type='ReLU'),  # noqa: B006
-        reparam: str | dict | None = None,
-        semantics: Mapping[str, Any] = dict(type='mmext.SemanticEncoder'),
+        in_features: Count = 2,
+        out_features: Count = 3,
+        width: Count = 32,
+        depth: Few = 10,
+        kernel_size: Repeats = 3,
+        norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
+        act_cfg: Cfg = dict(type='ReLU'),  # noqa: B006
+        reparam: str | Cfg | None = None,
+        semantics: Cfg = dict(type='mmext.SemanticEncoder'),  # noqa: B006
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(in_features, out_features, init_cfg)
@@ -185,7 +186,7 @@ class ConvINR(CoordNetwork):
         self.layers = nn.ModuleList(nn.Sequential(*parts) for parts in kept)
 
 
-def _conv_cfg(reparam: str | dict | None) -> dict:
+def _conv_cfg(reparam: str | Cfg | None) -> dict:
     if reparam is None:
         return dict(type='Conv2d')
     cfg = dict(type=reparam) if isinstance(reparam, str) else reparam

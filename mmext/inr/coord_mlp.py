@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, Few
 from mmext.blocks.build import accepts, component
 from mmext.contracts import DrawsLinear, IsComplex
 from mmext.fusing import fuse_affine, norm_affine
@@ -59,20 +60,18 @@ class CoordMLP(CoordNetwork):
 
     def __init__(
         self,
-        in_features: int = 2,
-        out_features: int = 3,
-        width: int = 28,
-        depth: int = 10,
+        in_features: Count = 2,
+        out_features: Count = 3,
+        width: Count = 28,
+        depth: Few = 10,
         encoding: dict | None = None,
-        act_cfg: dict = dict(type='ReLU'),  # noqa: B006
-        norm_cfg: dict | None = None,
-        norm_position: str = 'pre',
+        act_cfg: Cfg = dict(type='ReLU'),  # noqa: B006
+        norm_cfg: Cfg | None = None,
+        norm_position: Literal['pre', 'post'] = 'pre',
         norm_last: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(in_features, out_features, init_cfg)
-        if norm_position not in ('pre', 'post'):
-            raise ValueError(f"CoordMLP needs norm_position 'pre' or 'post', got {norm_position=}")
         if depth < 1:
             raise ValueError(f'CoordMLP needs one hidden layer at least, got {depth=}')
         self.norm_position = norm_position

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmext.inr.base import at_least_float32, check_chosen
+from mmext.arguments import Count, Positive, at_least, at_most
+from mmext.inr.base import Open, at_least_float32, check_chosen
 from mmext.registry import MODELS
 
 __all__ = ['FourierFeatures', 'IdentityEncoding', 'PositionalEncoding']
@@ -28,7 +30,7 @@ class IdentityEncoding(nn.Module):
         torch.Size([5, 2])
     """
 
-    def __init__(self, in_features: int = 2) -> None:
+    def __init__(self, in_features: Count = 2) -> None:
         super().__init__()
         self.in_features = self.out_features = in_features
 
@@ -67,12 +69,14 @@ class PositionalEncoding(nn.Module):
     frequency = ('num_octaves', tuple(range(1, 11)))
 
     def __init__(
-        self, in_features: int = 2, num_octaves: int = 10, include_input: bool = True, order: str = 'function'
+        self,
+        in_features: Count = 2,
+        num_octaves: Annotated[int, at_least(0), at_most(64)] | Open = 10,
+        include_input: bool = True,
+        order: Literal['function', 'axis'] = 'function',
     ) -> None:
         super().__init__()
         check_chosen('PositionalEncoding', num_octaves=num_octaves)
-        if order not in ('function', 'axis'):
-            raise ValueError(f"PositionalEncoding needs order 'function' or 'axis', got {order=}")
         if num_octaves < (0 if include_input else 1):
             raise ValueError(f'PositionalEncoding has no feature with {num_octaves=} and {include_input=}')
         self.in_features = in_features
@@ -124,7 +128,11 @@ class FourierFeatures(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self, in_features: int = 2, num_frequencies: int = 128, sigma: float = 1.0, seed: int | None = None
+        self,
+        in_features: Count = 2,
+        num_frequencies: Count = 128,
+        sigma: Positive | Open = 1.0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         check_chosen('FourierFeatures', sigma=sigma)

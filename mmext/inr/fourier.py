@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mmext.arguments import Few
 from mmext.inr.base import at_least_float32
 from mmext.inr.operators import MeasurementOperator
 from mmext.registry import MODELS
@@ -63,7 +64,7 @@ class MaskedFourierOperator(MeasurementOperator):
         fraction: float = 20_000 / 256**2,
         acceleration: float = 4,
         center_fraction: float | None = None,
-        spokes: int = 40,
+        spokes: Few = 40,
         complex_image: bool = False,
         noise: float = 0.0,
         seed: int = 0,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Count, Few, Positive
 from mmext.inr.base import CoordNetwork, full_precision
 from mmext.registry import MODELS
 
@@ -55,20 +56,18 @@ class MFN(CoordNetwork):
 
     def __init__(
         self,
-        in_features: int = 2,
-        out_features: int = 3,
-        width: int = 256,
-        depth: int = 4,
-        filter_type: str = 'gabor',
-        input_scale: float = 256.0,
-        weight_scale: float = 1.0,
-        alpha: float = 6.0,
-        beta: float = 1.0,
+        in_features: Count = 2,
+        out_features: Count = 3,
+        width: Count = 256,
+        depth: Few = 4,
+        filter_type: Literal['fourier', 'gabor'] = 'gabor',
+        input_scale: Positive = 256.0,
+        weight_scale: Positive = 1.0,
+        alpha: Positive = 6.0,
+        beta: Positive = 1.0,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(in_features, out_features, init_cfg)
-        if filter_type not in ('fourier', 'gabor'):
-            raise ValueError(f"MFN needs filter_type 'fourier' or 'gabor', got {filter_type=}")
         if depth < 1:
             raise ValueError(f'MFN needs one filter at least, got {depth=}')
         self.weight_scale = weight_scale

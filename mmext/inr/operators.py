@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Few
 from mmext.registry import MODELS
 
 __all__ = ['DownsamplingOperator', 'IdentityOperator', 'MeasurementOperator']
@@ -135,10 +138,10 @@ class DownsamplingOperator(MeasurementOperator):
         torch.Size([2, 3, 1])
     """
 
-    def __init__(self, factor: int = 4, points: str = 'centers', noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, factor: Few = 4, points: Literal['centers', 'all'] = 'centers', noise: float = 0.0, seed: int = 0
+    ) -> None:
         super().__init__(noise, seed)
-        if points not in ('centers', 'all'):
-            raise ValueError(f"DownsamplingOperator needs points 'centers' or 'all', got {points=}")
         if factor < 1:
             raise ValueError(f'DownsamplingOperator needs a factor of at least 1, got {factor=}')
         self.factor = factor

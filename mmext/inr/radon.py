@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmext.arguments import Few
 from mmext.inr.base import at_least_float32
 from mmext.inr.operators import MeasurementOperator
 from mmext.registry import MODELS
@@ -58,7 +59,7 @@ class RadonOperator(MeasurementOperator):
 
     def __init__(
         self,
-        views: int = 100,
+        views: Few = 100,
         angles: Sequence[float] | None = None,
         normalize: bool = True,
         noise: float = 0.0,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, Repeats, some
 from mmext.registry import MODELS
 
 __all__ = ['RandomPyramid', 'SemanticEncoder', 'describe_image']
@@ -34,7 +35,7 @@ class RandomPyramid(nn.Module):
         3
     """
 
-    def __init__(self, widths: Sequence[int] = (16, 32, 64), seed: int = 0) -> None:
+    def __init__(self, widths: Annotated[Sequence[Count], some] = (16, 32, 64), seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator('cpu').manual_seed(seed)
         self.stages = nn.ModuleList()
@@ -84,9 +85,9 @@ class SemanticEncoder(nn.Module):
 
     def __init__(
         self,
-        backbone: Mapping[str, Any] = dict(type='mmext.RandomPyramid'),
+        backbone: Cfg = dict(type='mmext.RandomPyramid'),  # noqa: B006
         modules: Sequence[str] | None = None,
-        size: int | None = 224,
+        size: Repeats | None = 224,
     ) -> None:
         super().__init__()
         # Any, because torch does not tell what attributes a module has.

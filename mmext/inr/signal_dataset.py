@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmext.arguments import at_least, at_most
 from mmext.inr.grid import coordinate_grid
 from mmext.registry import DATASETS
 
@@ -37,6 +37,7 @@ PICTURES = {
     'rocket': 'rocket.jpg',  # color, 427 x 640
     'text': 'text.png',  # 172 x 448
 }
+_Side = Annotated[int, at_least(1), at_most(2**15)]
 
 
 @DATASETS.register_module()
@@ -69,12 +70,12 @@ class SignalDataset(Dataset):
 
     def __init__(
         self,
-        image: str | None = None,
-        size: int | Sequence[int] | None = None,
+        image: str | Path | None = None,
+        size: _Side | tuple[_Side, _Side] | None = None,
         gray: bool = False,
-        measurement: str | None = None,
+        measurement: str | Path | None = None,
     ) -> None:
-        shape = _shape(size)
+        shape = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
         if image is None and (measurement is None or shape is None):
             raise ValueError(
                 f'SignalDataset needs an image, or a measurement and the size of what was measured, got {measurement=} and '
@@ -100,7 +101,7 @@ class SignalDataset(Dataset):
         return dict(inputs=self.grid, data_samples=self.sample)
 
 
-def load_picture(name: str, size: tuple[int, int] | None = None, gray: bool = False) -> np.ndarray:
+def load_picture(name: str | Path, size: tuple[int, int] | None = None, gray: bool = False) -> np.ndarray:
     """Return a picture as (H, W, 1) or (H, W, 3) in [0, 1], float32; one whose three channels agree has one.
 
     It stands as a camera's EXIF note says; transparency is dropped.
@@ -119,24 +120,26 @@ def load_picture(name: str, size: tuple[int, int] | None = None, gray: bool = Fa
         if find_spec(module) is None:
             raise ImportError(f'the pictures of coordinate networks need {package}; pip install {package}')
     import skimage
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
     from skimage.transform import resize
 
     # The files are opened as such: skimage.data's functions may reach for the network.
-    path = Path(skimage.__file__).parent / 'data' / PICTURES[name] if name in PICTURES else Path(name)
+    path = Path(skimage.__file__).parent / 'data' / PICTURES[str(name)] if str(name) in PICTURES else Path(name)
     if not path.is_file():
-        near = difflib.get_close_matches(name, PICTURES, n=3, cutoff=0.0)
+        near = difflib.get_close_matches(str(name), PICTURES, n=3, cutoff=0.0)
         raise ValueError(
-            f'there is no picture {name!r}, neither a file nor one of those that come with scikit-image; the nearest of '
-            f'these are {", ".join(near)}'
+            f'SignalDataset finds no image {str(name)!r}, neither a file nor a picture of scikit-image; the nearest '
+            f'of these are {", ".join(near)}'
         )
     try:
         with Image.open(path) as opened:
             kept = opened.mode in ('1', 'L', 'I', 'F') or opened.mode.startswith('I;16')
             upright = ImageOps.exif_transpose(opened)
             array = np.asarray(upright if kept else upright.convert('RGB'))
-    except UnidentifiedImageError as error:
-        raise ValueError(f'{path} is no image that Pillow can read; save it as PNG, JPEG or TIFF') from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f'{path} has more pixels than Pillow reads ({error}); save it smaller') from error
+    except Exception as error:  # the decoders have no common one
+        raise ValueError(f'{path} is no image that Pillow can read ({error}); save it as PNG, JPEG or TIFF') from error
     if array.dtype == bool:
         array = array.astype(np.float64)
     elif np.issubdtype(array.dtype, np.integer):
@@ -157,21 +160,12 @@ def load_picture(name: str, size: tuple[int, int] | None = None, gray: bool = Fa
     return np.ascontiguousarray(array, dtype=np.float32).clip(0, 1)
 
 
-def _shape(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f'SignalDataset needs a size (H, W), or one number for both, of at least 1, got {size=}')
-    return sides[0], sides[1]
-
-
-def _load_array(path: str) -> np.ndarray:
+def _load_array(path: str | Path) -> np.ndarray:
     if not Path(path).is_file():
-        raise ValueError(f'there is no measurement {path}; save the array with numpy.save')
+        raise ValueError(f'SignalDataset finds no measurement {path}; save the array with numpy.save')
     try:
         array = np.load(path)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # of a hostile file: ValueError, EOFError, BadZipFile, MemoryError and others
         raise ValueError(f'the measurement {path} is no array of numbers; save it with numpy.save') from error
     if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number):
         raise ValueError(f'the measurement {path} is no single array of numbers; save it with numpy.save')

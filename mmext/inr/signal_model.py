@@ -9,8 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmext.arguments import Cfg
 from mmext.contracts import DescribesSignal
 from mmext.errors import UsageError
 from mmext.inr.base import at_least_float32, full_precision
@@ -67,11 +68,11 @@ class SignalModel(BaseModel):
 
     def __init__(
         self,
-        network: Mapping[str, Any],
-        operator: Mapping[str, Any] = dict(type='mmext.IdentityOperator'),
+        network: Cfg,
+        operator: Cfg = dict(type='mmext.IdentityOperator'),  # noqa: B006
         value_range: tuple[float, float] = (0.0, 1.0),
         num_points: int | None = None,
-        data_preprocessor: dict | None = None,
+        data_preprocessor: Cfg | nn.Module | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)

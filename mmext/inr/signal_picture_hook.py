@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from mmext.arguments import Repeats
 from mmext.checkpoints import unwrap
 from mmext.inr.drawing import draw_progress, draw_reconstruction, replace_file, save_figure
 from mmext.inr.reconstruction_metric import reconstruction_quality
@@ -51,7 +52,7 @@ class SignalPictureHook(Hook):
     priority = 'LOW'
     serves_testing = True
 
-    def __init__(self, out_dir: str | None = None, interval: int = 1, dpi: int = 100) -> None:
+    def __init__(self, out_dir: str | None = None, interval: int = 1, dpi: Repeats = 100) -> None:
         if interval < 1:
             raise ValueError(f'SignalPictureHook needs an interval of at least 1, got {interval=}')
         self.out_dir = out_dir

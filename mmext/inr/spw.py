@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Pattern, Repeats
 from mmext.contracts import DescribesSignal
 from mmext.convs.conditioned import standardized
 from mmext.inr.base import CoordNetwork, full_precision
@@ -65,19 +66,17 @@ class SPW(CoordNetwork):
 
     def __init__(
         self,
-        network: Mapping[str, Any],
-        semantics: Mapping[str, Any] = dict(type='mmext.SemanticEncoder'),
-        condition_dim: int = 112,
-        trunk_dim: int | None = 64,
-        mode: str = 'full',
-        rank: int = 4,
-        layers: str | None = None,
+        network: Cfg,
+        semantics: Cfg = dict(type='mmext.SemanticEncoder'),  # noqa: B006
+        condition_dim: Repeats = 112,
+        trunk_dim: Repeats | None = 64,
+        mode: Literal['full', 'lowrank'] = 'full',
+        rank: Repeats = 4,
+        layers: Pattern | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         plain: Any = MODELS.build(dict(network))
         super().__init__(plain.in_features, plain.out_features, init_cfg)
-        if mode not in ('full', 'lowrank'):
-            raise ValueError(f"SPW needs mode 'full' or 'lowrank', got {mode=}")
         self.network = plain
         self.semantics = dict(semantics)
         self.mode = mode

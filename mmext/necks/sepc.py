@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from mmext.arguments import Cfg, Count, Few, Repeats, some
 from mmext.convs.base import ExtConv2d
 from mmext.registry import MODELS
 
@@ -235,14 +236,14 @@ class PConvNeck(BaseModule):
 
     def __init__(
         self,
-        in_channels: int | Sequence[int] = 256,
-        out_channels: int = 256,
-        num_outs: int = 5,
-        num_pconvs: int = 4,
+        in_channels: Count | Annotated[Sequence[Count], some] = 256,
+        out_channels: Count = 256,
+        num_outs: Repeats = 5,
+        num_pconvs: Few = 4,
         *,
         pconv_deform: bool = False,
         ibn: bool = False,
-        norm_cfg: dict | None = None,
+        norm_cfg: Cfg | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -336,7 +337,7 @@ class SEPC(PConvNeck):
         lcconv_deform: bool = False,
         lc_padding: int = 1,
         ibn: bool = False,
-        norm_cfg: dict | None = None,
+        norm_cfg: Cfg | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, ibn=ibn, norm_cfg=norm_cfg, **kwargs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from mmext.arguments import Axis, Count, Positive
 from mmext.norms.position_norm import PositionNorm
 from mmext.registry import MODELS
 
@@ -57,15 +58,13 @@ class CrossNorm(PositionNorm):
 
     def __init__(
         self,
-        num_features: int,
-        eps: float = 1e-5,
-        divisor: str = 'official',
-        var: str = 'sum',
-        channel_dim: int = -1,
+        num_features: Count,
+        eps: Positive = 1e-5,
+        divisor: Literal['official', 'exact'] = 'official',
+        var: Literal['sum', 'cross'] = 'sum',
+        channel_dim: Axis = -1,
     ) -> None:
         super().__init__(num_features, eps, divisor, channel_dim)
-        if var not in ('sum', 'cross'):
-            raise ValueError(f"CrossNorm needs var 'sum' or 'cross', got {var=}")
         if num_features < 2:
             raise ValueError(
                 f'CrossNorm takes a variance over the channels and needs two at least, got {num_features=}'

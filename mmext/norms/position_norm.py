@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmext.arguments import Axis, Count, Positive
 
 __all__ = ['PositionNorm', 'freeze_stats']
 
@@ -38,10 +40,14 @@ class PositionNorm(nn.Module):
 
     statistics: tuple[str, ...] = ()
 
-    def __init__(self, num_features: int, eps: float = 1e-5, divisor: str = 'official', channel_dim: int = -1) -> None:
+    def __init__(
+        self,
+        num_features: Count,
+        eps: Positive = 1e-5,
+        divisor: Literal['official', 'exact'] = 'official',
+        channel_dim: Axis = -1,
+    ) -> None:
         super().__init__()
-        if divisor not in ('official', 'exact'):
-            raise ValueError(f"{type(self).__name__} needs divisor 'official' or 'exact', got {divisor=}")
         self.num_features = num_features
         self.eps = eps
         self.divisor = divisor

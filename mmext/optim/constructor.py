@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from torch import nn
 
+from mmext.arguments import Law, check, laws_of
 from mmext.contracts import TellsOptimOptions
+from mmext.errors import UsageError
 from mmext.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 __all__ = ['LayerOptionsConstructor']
 
 DEFAULT = 'DefaultOptimWrapperConstructor'
 FIELDS = {'lr_mult': 'lr', 'decay_mult': 'weight_decay'}
+
+
+def _has_optimizer(cfg: Mapping) -> bool:
+    return isinstance(cfg.get('optimizer'), Mapping)
+
+
+def _paramwise(
+    custom_keys: dict[str, dict[str, float]] | None = None,
+    bias_lr_mult: float | None = None,
+    bias_decay_mult: float | None = None,
+    norm_decay_mult: float | None = None,
+    flat_decay_mult: float | None = None,
+    dwconv_decay_mult: float | None = None,
+    dcn_offset_lr_mult: float | None = None,
+    bypass_duplicate: bool = False,
+) -> None:
+    """State what mmengine's constructor reads of ``paramwise_cfg``."""
+
+
+def _check_paramwise(cfg: Mapping[str, Any], closed: bool) -> None:
+    known = laws_of(_paramwise)
+    if closed and (unknown := sorted(map(str, set(cfg) - set(known)))):
+        raise UsageError(
+            f'LayerOptionsConstructor passes paramwise_cfg on to {DEFAULT}, which reads {", ".join(known)}, got '
+            f'{", ".join(unknown)}; correct the name, or set base_constructor'
+        )
+    check('paramwise_cfg of LayerOptionsConstructor', _paramwise, (), {k: v for k, v in cfg.items() if k in known})
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -54,9 +83,14 @@ class LayerOptionsConstructor:
 
     example = dict(optim_wrapper_cfg=dict(optimizer=dict(type='mmext.SAGD', lr=0.1)))
 
-    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        optim_wrapper_cfg: Annotated[dict, Law("with the key 'optimizer', a dict", _has_optimizer)],
+        paramwise_cfg: dict | None = None,
+    ) -> None:
         optim_wrapper_cfg = dict(optim_wrapper_cfg)
         base = optim_wrapper_cfg.pop('base_constructor', DEFAULT)
+        _check_paramwise(paramwise_cfg or {}, closed=base == DEFAULT)
         self.custom_keys = (paramwise_cfg or {}).get('custom_keys', {})
         if base == DEFAULT and paramwise_cfg:
             paramwise_cfg = {'bypass_duplicate': True, **paramwise_cfg}

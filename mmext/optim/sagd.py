@@ -16,6 +16,7 @@ from mmengine.dist import all_reduce, broadcast_object_list
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmext.arguments import NonNegative
 from mmext.registry import OPTIMIZERS
 
 __all__ = ['SAGD', 'transition_probability']
@@ -162,10 +163,10 @@ class SAGD(torch.optim.SGD):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 0,
+        lr: NonNegative | Tensor = 1e-3,
+        momentum: NonNegative = 0,
         dampening: float = 0,
-        weight_decay: float = 0,
+        weight_decay: NonNegative = 0,
         nesterov: bool = False,
         *,
         T0: float = 15.0,  # noqa: N803
@@ -180,6 +181,8 @@ class SAGD(torch.optim.SGD):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        law = 'a momentum and no dampening with nesterov=True'
+        _require(not nesterov or (momentum > 0 and dampening == 0), law, momentum=momentum, dampening=dampening)
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **kwargs)
         _require(sigma > 0, 'a positive sigma', sigma=sigma)
         _require(0 <= max_ascent_prob <= 1, '0 (never ascend) <= max_ascent_prob <= 1', max_ascent_prob=max_ascent_prob)

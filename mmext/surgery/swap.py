@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
+from mmext.arguments import Cfg, Count, checked, some
 from mmext.contracts import shown_by
 from mmext.hosts import build_from_host
 from mmext.registry import MODELS
@@ -41,10 +42,11 @@ def build_wrapped(model: nn.Module | str | dict | list, model_args: dict, user: 
     model=dict(type='mmext.LENIConv', in_channels=8, out_channels=8, kernel_size=3),
     rules=[dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))],
 )
+@checked
 def swap_layers(
-    model: nn.Module | str | dict,
-    rules: Sequence[dict],
-    input_shape: Sequence[int] | None = None,
+    model: nn.Module | str | Cfg | Annotated[list[Cfg], some],
+    rules: Any,
+    input_shape: tuple[Count, Count, Count] | None = None,
     **model_args: Any,
 ) -> nn.Module:
     """Put any layer into any existing model, by rules (ours).
