@@ -223,7 +223,7 @@ def _law(hint: Any) -> Law | None:
     if issubclass(kind, Collection) and issubclass(kind, Sequence):
         return _sequence(parts)
     if kind is Callable or kind.__name__ == 'Callable':
-        return Law('something to call', callable)
+        return Law('a callable', callable)
     article = 'an' if kind.__name__[0] in 'AEIOU' else 'a'
     return Law(f'{article} {kind.__name__}', lambda value: isinstance(value, kind))
 

@@ -1,16 +1,25 @@
 """Every argument of every component meets hostile values: it is accepted and works, or refused in one sentence."""
 
+import copy
 import inspect
 import math
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 import torch
+from mmcv.cnn import ConvModule
+from mmengine.registry import MODELS
 from registered import ARGUMENTS, COMPONENTS
 from torch import Tensor, nn
 
 import mmext
-from mmext.arguments import laws_of
+from mmext.arguments import Cfg, Count, Pattern, Positive, above, at_most, checked, guard, laws_of, some
+from mmext.convs import RefConv2d
+from mmext.errors import UsageError
 from mmext.inr.base import CoordNetwork
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.operators import MeasurementOperator
@@ -28,18 +37,25 @@ FREE = {
 }
 
 
+def ours(call):
+    return inspect.isfunction(call) and call.__module__.startswith('mmext.')
+
+
+def own_parameters(call):
+    parameters = inspect.signature(call).parameters.values()
+    return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != 'self']
+
+
 def arguments_of(component):
     """Return the names of what a component takes: its own arguments, and where it passes others on, those of its bases."""
     calls = [component] if inspect.isfunction(component) else [b.__dict__.get('__init__') for b in component.__mro__]
     names = {}
     for call in filter(inspect.isfunction, calls):
-        if not call.__module__.startswith('mmext.') and call is not nn.Conv2d.__init__:
+        if not ours(call) and call is not nn.Conv2d.__init__:
             break
-        parameters = list(inspect.signature(call).parameters.values())
-        names.update({p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)})
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names.update({p.name: None for p in own_parameters(call)})
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(call).parameters.values()):
             break
-    names.pop('self', None)
     return list(names)
 
 
@@ -116,16 +132,148 @@ def test_a_hostile_value_works_or_is_refused_in_one_sentence(name):
     assert not faults, '\n'.join(faults)
 
 
-@pytest.mark.parametrize('name', COMPONENTS)
+def constructor(component):
+    return component.__init__ if inspect.isclass(component) else component
+
+
+@pytest.mark.parametrize('name', [n for n, c in COMPONENTS.items() if ours(constructor(c))])
 def test_every_argument_has_a_law_that_its_default_obeys(name):
-    component = COMPONENTS[name]
-    call = component.__init__ if inspect.isclass(component) else component
-    if not inspect.isfunction(call) or not call.__module__.startswith('mmext.'):
-        pytest.skip('a constructor of the host')
-    laws = laws_of(call)
-    for parameter in inspect.signature(call).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name == 'self':
-            continue
+    laws = laws_of(constructor(COMPONENTS[name]))
+    for parameter in own_parameters(constructor(COMPONENTS[name])):
         assert parameter.name in laws or (name, parameter.name) in FREE, parameter.name
         if parameter.default is not parameter.empty and parameter.name in laws:
             assert laws[parameter.name].holds(parameter.default), parameter.name
+
+
+# --- the laws ------------------------------------------------------------------------------------------------------------
+
+
+class Part:
+    """What a component takes here, one argument per kind of law."""
+
+    def __init__(
+        self,
+        width: Count = 8,
+        scale: Positive = 1.0,
+        share: Annotated[float, above(0), at_most(1)] = 0.5,
+        mode: Literal['a', 'b'] = 'a',
+        flag: bool = False,
+        pair: int | tuple[int, int] = 3,
+        names: Annotated[list[str], some] = ('x',),
+        match: Pattern = '',
+        part: Cfg | None = None,
+        table: dict[str, float] | None = None,
+        layer: nn.Module | None = None,
+        call: Callable[[int], int] | None = None,
+        free: Any = None,
+    ) -> None:
+        self.got = dict(locals())
+
+
+guard(Part)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'good', 'bad', 'words'),
+    [
+        ('width', [1, np.int64(7), 2**20], [0, 1.0, True, np.bool_(1), '8', 2**20 + 1, 10**400], 'as an integer >= 1'),
+        (
+            'scale',
+            [1, 2.5, np.float32(0.5), 1e-300],
+            [0, -1.0, math.nan, math.inf, 10**400, '1'],
+            'as a finite number > 0',
+        ),
+        ('share', [1, 0.1], [0, 1.01, math.nan, [0.5]], 'as a finite number > 0 and <= 1'),
+        ('mode', ['a', 'b'], ['c', 1, None, ['a'], np.array(['a', 'b'])], "'a' or 'b'"),
+        ('flag', [True, np.bool_(0)], [0, 1, 'no', None, []], 'True or False'),
+        (
+            'pair',
+            [3, (1, 2), [1, 2]],
+            [(1,), [1, 2, 3], (1, 2.0), '12', {1: 2}],
+            r'as an integer or as a sequence of 2',
+        ),
+        (
+            'names',
+            [['x'], ('x', 'y')],
+            [[], 'x', [1], None],
+            r'as a sequence \(each a string\) with one entry at least',
+        ),
+        ('match', ['', r'layer[34]'], ['[', '(', None, b'x'], 'as a string that is a regular expression'),
+        ('part', [None, dict(type='X')], [{}, 'X', dict(type=None)], "as a dict with the key 'type' or None"),
+        ('table', [None, {}, dict(a=1)], [dict(a='b'), [1]], r'as a dict \(each value a finite number\) or None'),
+        ('layer', [None, nn.ReLU()], [nn.ReLU, 'ReLU'], 'as a Module or None'),
+        ('call', [None, abs], [3, 'abs'], 'as a callable or None'),
+        ('free', HOSTILE, [], ''),
+    ],
+)
+def test_the_annotation_is_the_law(argument, good, bad, words):
+    for value in good:
+        assert Part(**{argument: value}).got[argument] is value
+    for value in bad:
+        with pytest.raises(UsageError, match=f'^Part needs {argument} {words}.*, got {argument}='):
+            Part(**{argument: value})
+
+
+def test_the_message_is_one_short_sentence_whatever_the_value():
+    with pytest.raises(UsageError, match=r"got mode='x+\.\.\.x+'; leave it out for 'a'$") as error:
+        Part(mode='x' * 10**6)
+    assert len(str(error.value)) < 250
+    assert '\n' not in str(error.value)
+
+
+def test_a_derived_component_is_checked_in_its_own_name_and_once():
+    class Mine(RefConv2d):
+        def __init__(self, *args: Any, gain: float = 1.0, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.gain = gain
+
+    with pytest.raises(ValueError, match=r"^Mine needs map_init 'zero' or 'default', got map_init='ones'"):
+        Mine(4, 4, 3, map_init='ones')
+    with pytest.raises(ValueError, match=r'^Mine needs out_channels as an integer .*, got out_channels=\[4\]'):
+        Mine(4, [4], 3)
+    Mine(4, 4, 3, gain='of a class that is not registered')
+    guard(Mine)
+    guard(Mine)
+    with pytest.raises(ValueError, match=r"^Mine needs gain as a finite number, got gain='x'; leave it out for 1.0"):
+        Mine(4, 4, 3, gain='x')
+    assert not hasattr(nn.Conv2d.__init__, '__wrapped__'), 'only classes of the same package are guarded'
+    assert Mine(4, 4, 3, gain=2).gain == 2
+
+
+def test_python_says_what_is_missing_or_unknown():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'num_features'"):
+        COMPONENTS['GlobalNorm']()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_feature'"):
+        COMPONENTS['GlobalNorm'](num_feature=3)
+
+
+def test_annotations_that_cannot_be_read_leave_a_constructor_as_it_is():
+    namespace = {}
+    exec('def build(x: "NoSuchName", y: int = 1): return x, y', namespace)
+    assert checked(namespace['build'])(3, 'y') == (3, 'y')
+
+
+BAD = dict(type='mmext.DCLSConv2d', kernel_count=[9])
+
+
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: MODELS.build(dict(BAD, in_channels=4, out_channels=4, kernel_size=3)),
+        lambda: ConvModule(4, 4, 3, conv_cfg=BAD),
+        lambda: COMPONENTS['MetaLightBlock'](8, conv_cfg=BAD, spatial=dict(type='Conv2d')),
+        lambda: COMPONENTS['swap_layers'](nn.Sequential(nn.Conv2d(4, 4, 3)), rules=[dict(kernel_size=3, to=BAD)]),
+    ],
+)
+def test_a_layer_inside_of_a_model_answers_in_one_sentence(build):
+    law = r'DCLSConv2d needs kernel_count as an integer <= 4096, got kernel_count=\[9\]'
+    with pytest.raises(ValueError, match=law):
+        build()
+
+
+def test_guarded_components_copy_pickle_and_show_their_signature():
+    layer = COMPONENTS['DEConv2d'](4, 4, 3, theta=0.5)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin.theta == 0.5
+        assert torch.equal(twin.weight, layer.weight)
+    assert list(inspect.signature(COMPONENTS['DEConv2d']).parameters) == ['args', 'theta', 'kwargs']

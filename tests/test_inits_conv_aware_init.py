@@ -101,6 +101,14 @@ def test_other_kernels_are_refused():
         ConvolutionAwareInit(eps_std=0)
 
 
+def test_a_name_that_nothing_has_is_refused():
+    with pytest.raises(ValueError, match=r"finds no layer=\['Conv2D'\] in Layers; its nearest classes are Conv2d"):
+        initialize(Layers(None), dict(type='mmext.ConvolutionAwareInit', layer='Conv2D'))
+    module = Layers(None)
+    initialize(module, dict(type='mmext.ConvolutionAwareInit', layer=('Conv2d', 'Conv3d')))
+    assert is_drawn(module.conv)
+
+
 def test_layers_of_the_pack_keep_their_own_initialization():
     """mmengine's rule: a name is that of a class or of its direct bases."""
     model = nn.Sequential(ROOT_MODELS.build(dict(type='mmext.RefConv2d', in_channels=4, out_channels=4, kernel_size=3)))

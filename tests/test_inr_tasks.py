@@ -2,6 +2,8 @@
 
 import re
 import runpy
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,31 @@ def test_a_measurement_that_is_no_array_of_finite_numbers_is_refused(tmp_path):
         SignalDataset(measurement=str(path), size=8)
 
 
+def test_a_hostile_file_is_refused_in_one_sentence(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / 'picture.png'
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    assert SignalDataset(str(path))[0]['inputs'].shape == (40, 40, 2)
+    for damaged in (b'', whole[:30], whole[: len(whole) // 2], whole[:60] + b'\0' * 60 + whole[120:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'picture\.png is no image that Pillow can read'):
+            SignalDataset(str(path))
+    header = struct.pack('>IIBBBBB', 20_000, 20_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack('>I', 13) + b'IHDR' + header + struct.pack('>I', zlib.crc32(b'IHDR' + header))
+    path.write_bytes(whole[:8] + chunk + whole[33:])
+    with pytest.raises(ValueError, match=r'picture\.png has more pixels than Pillow reads .*; save it smaller'):
+        SignalDataset(str(path))
+    array = tmp_path / 'y.npy'
+    np.save(array, np.ones(3))
+    saved = array.read_bytes()
+    for damaged in (b'PK\x03\x04 no archive', saved[:20], saved[:-8], saved.replace(b'(3,)', b'(10000000000000,)')):
+        array.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'y\.npy is no array of numbers'):
+            SignalDataset(measurement=str(array), size=8)
+
+
 def test_dataset_says_what_it_needs():
     with pytest.raises(ValueError, match=r"'camra'.* camera"):
         SignalDataset('camra')
@@ -156,8 +183,8 @@ def test_dataset_says_what_it_needs():
         SignalDataset(measurement='y.npy')
     with pytest.raises(ValueError, match=r'no measurement y\.npy'):
         SignalDataset(measurement='y.npy', size=8)
-    for size in (0, -3, (16,), (4, 4, 3), (4, 0), '16', 2.5):
-        with pytest.raises(ValueError, match=r'SignalDataset needs a size \(H, W\)'):
+    for size in (0, -3, (16,), (4, 4, 3), (4, 0), '16', 2.5, True, 10**9):
+        with pytest.raises(ValueError, match=r'SignalDataset needs size as an integer >= 1 .*, got size='):
             SignalDataset('camera', size)
 
 

@@ -1,11 +1,13 @@
 import pytest
 import torch
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from mmext.convs.dcls import DCLSConv2d
 from mmext.convs.smpconv import SMPConv2d
+from mmext.optim import LayerOptionsConstructor
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01)
 
@@ -164,6 +166,33 @@ def test_options_for_nothing_are_refused(wrong, name):
 
     with pytest.raises(ValueError, match=rf"Layer \(0\) has optim_options\(\) for \['{name}'\]"):
         options(nn.Sequential(Layer(2, 2)))
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (dict(bias_lr_mul=2.0), 'reads custom_keys, .*, got bias_lr_mul; correct the name'),
+        (dict(norm_decay_mult='no'), r"norm_decay_mult as a finite number or None, got norm_decay_mult='no'"),
+        (dict(bypass_duplicate=1), 'bypass_duplicate True or False, got bypass_duplicate=1; leave it out for False'),
+        (dict(custom_keys={'0': 0.1}), r'custom_keys as a dict \(each value a dict\)'),
+    ],
+)
+def test_what_mmengine_would_not_read_is_refused(cfg, message):
+    with pytest.raises(ValueError, match=f'LayerOptionsConstructor .*{message}'):
+        options(Net(), paramwise_cfg=cfg)
+
+
+def test_another_base_constructor_reads_its_own_keys():
+    base = 'LayerDecayOfThisTest'
+
+    @OPTIM_WRAPPER_CONSTRUCTORS.register_module(name=base)
+    class LayerDecay(DefaultOptimWrapperConstructor):
+        def __init__(self, optim_wrapper_cfg, paramwise_cfg):
+            self.rate = paramwise_cfg.pop('layer_decay_rate')
+            super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
+    found = LayerOptionsConstructor(dict(optimizer=SGD, base_constructor=base), dict(layer_decay_rate=0.5))
+    assert found.base.rate == 0.5
 
 
 def test_state_continues_after_loading():

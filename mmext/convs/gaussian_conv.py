@@ -77,7 +77,7 @@ class GaussianConv2d(GeneratedConv2d):
         sigma: _Sigma = 1.0,
         covariance: str = 'iso',
         per: Literal['layer', 'channel'] = 'layer',
-        max_sigma: _Sigma | tuple[_Sigma, _Sigma] | None = None,
+        max_sigma: _Sigma | Sequence[_Sigma] | None = None,
         std_devs: Annotated[float, at_most(16)] = 2.0,
         **kwargs: Any,
     ) -> None:

@@ -50,21 +50,24 @@ class ConvolutionAwareInit(BaseInit):
 
     def __call__(self, module: nn.Module) -> None:
         """Initialize the layers of ``module`` that were named, or all of them where mmengine says so (``override``)."""
-        kinds = {
-            layer: {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__)}
-            for layer in module.modules()
-        }
-        if self.layer and not self.wholemodule and not set(self.layer) & set().union(*kinds.values()):
-            near = difflib.get_close_matches(self.layer[0], {type(m).__name__ for m in kinds}, cutoff=0.0)
-            raise ValueError(
-                f'ConvolutionAwareInit finds no layer={self.layer} in {type(module).__name__}; its nearest classes are '
-                f'{", ".join(near)}'
-            )
-        for layer, names in kinds.items():
+        if self.layer and not self.wholemodule:
+            self._refuse_nothing(module)
+        for layer in module.modules():
+            names = {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__)}
             if self.wholemodule or names & set(self.layer):
                 self._init(layer)
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=self._get_init_info())
+
+    def _refuse_nothing(self, module: nn.Module) -> None:
+        # A layer of the pack in the place of a plain one keeps its own start, and is one of the named kind all the same.
+        known = {base.__name__ for layer in module.modules() for base in type(layer).__mro__}
+        if not known & set(self.layer):
+            near = difflib.get_close_matches(self.layer[0], {type(m).__name__ for m in module.modules()}, cutoff=0.0)
+            raise ValueError(
+                f'ConvolutionAwareInit finds no layer={self.layer} in {type(module).__name__}; its nearest classes are '
+                f'{", ".join(near)}'
+            )
 
     def _init(self, layer: nn.Module) -> None:
         weight, bias = getattr(layer, 'weight', None), getattr(layer, 'bias', None)

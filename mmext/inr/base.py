@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -77,8 +77,13 @@ def full_precision(tensor: Tensor) -> AbstractContextManager:
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
+def _is_open(value: Any) -> bool:
+    kind = value.get('type') if isinstance(value, Mapping) else value
+    return isinstance(kind, str) and kind == 'fresh'
+
+
 #: A choice that is still to be made, see :func:`check_chosen`.
-Open = Literal['fresh'] | Annotated[dict, Law("with type='fresh'", lambda value: value.get('type') == 'fresh')]
+Open = Annotated[Any, Law("'fresh', or a dict with type='fresh'", _is_open)]
 
 
 def check_chosen(component: str, **arguments: Any) -> None:

@@ -26,7 +26,7 @@ def _has_optimizer(cfg: Mapping) -> bool:
 
 
 def _paramwise(
-    custom_keys: dict[str, dict[str, float]] | None = None,
+    custom_keys: dict[str, dict] | None = None,
     bias_lr_mult: float | None = None,
     bias_decay_mult: float | None = None,
     norm_decay_mult: float | None = None,
@@ -75,7 +75,8 @@ class LayerOptionsConstructor:
         paramwise_cfg: As in mmengine, for the base constructor.
 
     Raises:
-        ValueError: If a layer has options for a parameter that it does not have, or unknown ones.
+        ValueError: If a layer has options for a parameter that it does not have, or unknown ones; or if mmengine's
+            constructor would not read a key of ``paramwise_cfg``.
 
     Example:
         >>> optim_wrapper = dict(constructor='mmext.LayerOptionsConstructor', optimizer=dict(type='SGD', lr=0.1))
