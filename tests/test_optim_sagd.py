@@ -393,7 +393,7 @@ def test_the_state_of_plain_sgd_loads():
     ('setting', 'message'),
     [
         (dict(T0=0), 'positive T0, got T0=0'),
-        (dict(T0=float('nan')), 'positive T0'),
+        (dict(T0=float('nan')), 'SAGD needs T0 as a finite number, got T0=nan; leave it out for 15.0'),
         (dict(sigma=-1.0), r'positive sigma, got sigma=-1\.0'),
         (dict(max_ascent_prob=1.5), r'max_ascent_prob <= 1, got max_ascent_prob=1\.5'),
         (dict(mode='triple'), "'simple', 'no_lr' or 'double', got mode='triple'"),

@@ -214,7 +214,7 @@ def _resolve_arch(arch: str | dict, zoo: dict[str, dict]) -> tuple[tuple[int, ..
             )
         arch = zoo[arch]
     if set(arch) != {'depths', 'channels'}:
-        raise ValueError(f'FalconNet needs arch=dict(depths=..., channels=...), got the keys {sorted(arch)}')
+        raise ValueError(f'FalconNet needs arch=dict(depths=..., channels=...), got the keys {sorted(map(str, arch))}')
     check('FalconNet', _stages, (), arch)
     depths, channels = tuple(arch['depths']), tuple(arch['channels'])
     if not depths or len(depths) != len(channels) or min(depths) < 1:
