@@ -63,12 +63,12 @@ def example_of(name):
     arguments = dict(ARGUMENTS.get(name, {}))
     if name == 'SAGD':
         arguments['params'] = [nn.Parameter(torch.ones(2))]
-    if name in ('SAGDOptimWrapper', 'SAGDAmpOptimWrapper'):
+    if name.endswith('OptimWrapper'):
         arguments['optimizer'] = COMPONENTS['SAGD']([nn.Parameter(torch.ones(2))])
     return arguments
 
 
-def outputs(name, built):
+def outputs(name, built, arguments):
     """Return what a component computes from the input of its kind; nothing if its kind has none."""
     channels = next(
         (ARGUMENTS[name][k] for k in ('in_channels', 'num_channels', 'channels') if k in ARGUMENTS.get(name, {})), 8
@@ -77,13 +77,14 @@ def outputs(name, built):
     if kind in ('convs', 'activations', 'blocks'):
         return built(torch.randn(2, channels, 24, 24))
     if kind == 'norms':
-        return built(torch.randn(8, 8))
+        return built(torch.randn(8, 8, 8, 8))
     if kind == 'backbones':
         return built(torch.randn(2, 3, 64, 64))
     if kind == 'necks':
-        return built([torch.randn(1, channels, n, n) for n in (40, 20, 10, 5, 3)[: built.num_outs]])
+        widths = channels if isinstance(channels, tuple) else [channels] * built.num_outs
+        return built([torch.randn(1, c, n, n) for c, n in zip(widths, (40, 20, 10, 5, 3), strict=False)])
     if kind == 'heads' and name != 'PairHead':
-        return built([torch.randn(2, c, 4, 4) for c in built.in_channels])
+        return built([torch.randn(2, c, 4, 4) for c in channels])
     if isinstance(built, CoordNetwork) and not hasattr(built, 'set_signal'):
         return built(coordinate_grid(6, 5))
     if isinstance(built, MeasurementOperator):
@@ -103,7 +104,8 @@ def fault(name, argument, value):
     """Return what is wrong with the answer of a component to a value of an argument, None if nothing is."""
     component = COMPONENTS[name]
     try:
-        built = component(**{**example_of(name), argument: value})
+        arguments = {**example_of(name), argument: value}
+        built = component(**arguments)
     except KeyError as error:
         return None if value == 'no such' and 'regist' in str(error) else f'raw {error!r}'
     except (TypeError, ValueError) as error:
@@ -114,13 +116,14 @@ def fault(name, argument, value):
     except Exception as error:
         return f'raw {error!r}'
     try:
-        bad = [tuple(t.shape) for t in tensors(outputs(name, built)) if not t.isfinite().all()]
+        bad = [tuple(t.shape) for t in tensors(outputs(name, built, arguments)) if not t.isfinite().all()]
     except Exception as error:
         return f'accepted, then {error!r}'
     return f'accepted, then {bad} are not finite' if bad else None
 
 
-@pytest.mark.parametrize('name', COMPONENTS)
+# The host builds its wrappers with mixed precision on accelerators only; their arguments are those of the others.
+@pytest.mark.parametrize('name', [n for n in COMPONENTS if not n.endswith('AmpOptimWrapper')])
 def test_a_hostile_value_works_or_is_refused_in_one_sentence(name):
     faults = [
         f'{argument}={value!r}: {wrong}'

@@ -13,6 +13,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmext.arguments import Cfg, Count, DropRate, Many, check
 from mmext.backbones.base import Backbone
 from mmext.blocks.build import with_num_channels
 from mmext.registry import MODELS
@@ -111,17 +112,17 @@ class RDNet(Backbone):
     def __init__(
         self,
         arch: str | Mapping = 'T',
-        in_channels: int = 3,
+        in_channels: Count = 3,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: DropRate = 0.0,
         pooled_norm: bool = False,
-        out_norm: dict | None = None,
+        out_norm: Cfg | None = None,
         with_cp: bool = False,
-        conv_cfg: dict | None = None,
-        norm_cfg: dict = dict(type='mmext.LayerNorm2d'),  # noqa: B006
-        act_cfg: dict = dict(type='GELU'),  # noqa: B006
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg = dict(type='mmext.LayerNorm2d'),  # noqa: B006
+        act_cfg: Cfg = dict(type='GELU'),  # noqa: B006
         init_cfg: dict | list | None = None,
     ) -> None:
         channels, growths, halvings = _resolve_arch(arch, self.arch_zoo)
@@ -198,6 +199,10 @@ class RDNet(Backbone):
         return (0 if name == 'stem' else 1 + int(rest.partition('.')[0])), number
 
 
+def _widths(channels: Many, growths: Sequence[Many], halvings: Sequence[int]) -> None:
+    """State the laws of an architecture."""
+
+
 def _resolve_arch(arch: str | Mapping, zoo: Mapping[str, Mapping]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     if isinstance(arch, str):
         if arch not in zoo:
@@ -206,7 +211,10 @@ def _resolve_arch(arch: str | Mapping, zoo: Mapping[str, Mapping]) -> tuple[int,
             )
         arch = zoo[arch]
     if set(arch) != {'channels', 'growths', 'halvings'}:
-        raise ValueError(f'RDNet needs arch=dict(channels=, growths=, halvings=), got the keys {sorted(arch)}')
+        raise ValueError(
+            f'RDNet needs arch=dict(channels=, growths=, halvings=), got the keys {sorted(map(str, arch))}'
+        )
+    check('RDNet', _widths, (), arch)
     channels, growths, halvings = int(arch['channels']), tuple(arch['growths']), tuple(arch['halvings'])
     stages = len(growths)
     if (

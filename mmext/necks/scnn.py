@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count, Repeats, some
 from mmext.registry import MODELS
 
 __all__ = ['SCNN', 'MessagePassing']
@@ -101,12 +103,12 @@ class SCNN(BaseModule):
 
     def __init__(
         self,
-        in_channels: Sequence[int],
-        out_channels: int,
+        in_channels: Annotated[Sequence[Count], some],
+        out_channels: Count,
         levels: Sequence[int] | None = None,
         directions: Sequence[str] = DIRECTIONS,
-        kernel_size: int = 9,
-        norm_cfg: dict = dict(type='BN'),  # noqa: B006
+        kernel_size: Repeats = 9,
+        norm_cfg: Cfg = dict(type='BN'),  # noqa: B006
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)

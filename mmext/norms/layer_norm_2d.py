@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.arguments import Count, Positive
 from mmext.registry import MODELS
 
 __all__ = ['LayerNorm2d']
@@ -36,7 +37,7 @@ class LayerNorm2d(nn.LayerNorm):
     example = dict(num_features=8)
     _abbr_ = 'ln'
 
-    def __init__(self, num_features: int, eps: float = 1e-6) -> None:
+    def __init__(self, num_features: Count, eps: Positive = 1e-6) -> None:
         super().__init__(num_features, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
