@@ -70,9 +70,7 @@ def example_of(name):
 
 def outputs(name, built, arguments):
     """Return what a component computes from the input of its kind; nothing if its kind has none."""
-    channels = next(
-        (ARGUMENTS[name][k] for k in ('in_channels', 'num_channels', 'channels') if k in ARGUMENTS.get(name, {})), 8
-    )
+    channels = arguments.get('in_channels', arguments.get('channels', 8))
     kind = COMPONENTS[name].__module__.split('.')[1]
     if kind in ('convs', 'activations', 'blocks'):
         return built(torch.randn(2, channels, 24, 24))
