@@ -27,6 +27,7 @@ __all__ = [
     'comparable',
     'example_inputs',
     'export',
+    'export_axes',
     'export_onnx',
     'max_relative_error',
     'outputs_of',
@@ -210,32 +211,34 @@ def export(
     Raises:
         RuntimeError: If no file can be written that computes the same; then none is.
     """
-    form, path = FORMATS[kind], Path(path)
+    error, axes, refusal = export_axes(model, inputs, path, kind, dynamic, tolerance)
+    if refusal:
+        names = _names(model)
+        fixed = [f'{names[a]} {inputs.shape[a]}' for a in names if a not in axes]
+        print_log(f'{Path(path).name} is for {" and ".join(fixed)} only ({refusal})', 'current')
+    return error
+
+
+def export_axes(
+    model: nn.Module, inputs: Tensor, path: str | PathLike, kind: str, dynamic: bool, tolerance: float
+) -> tuple[float, dict[int, str], str]:
+    """Write a file as :func:`export` does, and return the error, the axes that are dynamic, and why no more are."""
+    form, path, refusal = FORMATS[kind], Path(path), ''
     with torch.no_grad():
         expected = outputs_of(model, inputs)
         if max_relative_error(expected, outputs_of(model, inputs, seed=1)) > tolerance:
             raise RuntimeError(
                 f'{type(model).__name__} draws random numbers in every forward, so that no file can be compared with it'
             )
-        refusals: list[str] = []
         for axes in _axes_to_try(model, dynamic):
             function = TensorMode(model, inputs).eval()
             try:
                 with unfinished(path) as partial:
                     form.write(function, inputs, axes, partial)
-                    error = _prove(form.read(partial), model, inputs, axes, tolerance)
+                    return _prove(form.read(partial), model, inputs, axes, tolerance), axes, refusal
             except Exception as failure:  # exporters and runtimes raise nearly anything
-                refusals.append(str(failure) if isinstance(failure, _RefusalError) else reason(failure))
-                continue
-            if refusals:
-                fixed = sorted(set(_names(model)) - set(axes))
-                print_log(
-                    f'{path.name} is for {" and ".join(f"{_names(model)[a]} {inputs.shape[a]}" for a in fixed)} only '
-                    f'({refusals[-1]})',
-                    'current',
-                )
-            return error
-    raise RuntimeError(refusals[-1])
+                refusal = str(failure) if isinstance(failure, _RefusalError) else reason(failure)
+    raise RuntimeError(refusal)
 
 
 def export_onnx(
