@@ -1,4 +1,4 @@
-// Registers the kernels under the operators that mmext/ops/neighborhood.py defines, and their autocast rule.
+// Registers the kernels under the operators that mmext/ops/neighborhood/op.py defines, and their autocast rule.
 //
 // The schemas, fake kernels and derivatives live in Python, because they must exist where this library does not.
 #include <Python.h>
@@ -20,7 +20,7 @@ void correlate_impl(const Geometry& geometry, const at::Tensor& query, const at:
 
 namespace {
 
-// The size rules, as in `_check` of mmext/ops/_geometry.py; repeated here because these operators can be called directly
+// The size rules, as in `output_size` of mmext/ops/neighborhood/geometry.py; repeated here because these operators can be called directly
 // and must not read outside of their arguments.
 Geometry make_geometry(const at::Tensor& value_like, int64_t height, int64_t width, int64_t out_height, int64_t out_width,
                        int64_t groups, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation,

@@ -16,8 +16,8 @@ from mmext.ops import (
     neighborhood_correlate,
     neighborhood_mask,
 )
-from mmext.ops._geometry import Window, output_size, resolve
-from mmext.ops._reference import aggregate as reference_aggregate
+from mmext.ops.neighborhood.geometry import Window, output_size, resolve
+from mmext.ops.neighborhood.reference import aggregate as reference_aggregate
 
 # (kernel, stride, dilation, padding, border, group map): every rule and map, awkward and uneven on purpose.
 GRID = [

@@ -1,6 +1,5 @@
 """Functional operators: each file holds public functions and their pure-torch reference."""
 
-from mmext.ops import _flops as _flops
 from mmext.ops._native import NativeStatus, native_status
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.ops.neighborhood import (

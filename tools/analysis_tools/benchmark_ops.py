@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmext.analysis.timing import Report, check, interleave, main
-from mmext.ops import _reference, depthwise_conv2d, neighborhood_aggregate
-from mmext.ops._geometry import resolve
+from mmext.ops import depthwise_conv2d, neighborhood_aggregate
+from mmext.ops.neighborhood import reference
+from mmext.ops.neighborhood.geometry import resolve
 
 BATCH, CHANNELS, GROUPS, SIZE = 4, 64, 4, 56
 
@@ -41,7 +42,7 @@ def aggregate(report: Report, rounds: int) -> None:
             return (columns * w[:, :, None]).sum(3).view_as(v)
 
         def taps(v: Tensor, w: Tensor, window=window) -> Tensor:
-            return _reference.aggregate(v, w, window)
+            return reference.aggregate(v, w, window)
 
         def native(v: Tensor, w: Tensor, kernel: int = kernel) -> Tensor:
             return neighborhood_aggregate(v, w, kernel)

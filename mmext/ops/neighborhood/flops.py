@@ -13,7 +13,7 @@ from mmengine.analysis import complexity_analysis
 from mmengine.analysis.jit_handles import get_shape
 from torch.utils.flop_counter import register_flop_formula
 
-from mmext.ops import neighborhood as neighborhood  # defines the operators
+from mmext.ops.neighborhood import op as op  # defines the operators
 
 
 def _by_weight(features: list[int], weight: list[int], *_: Any) -> int:

@@ -11,7 +11,7 @@ operator's derivatives are the other two, so backward and double backward need n
 ContMix, neighbourhood attention and translation-variant convolution are `aggregate` with different weights.
 
 Each operator has a compiled CPU and CUDA kernel (:func:`mmext.ops.native_status` says whether they run) and the reference
-in ``_reference.py``, which runs where they do not.
+in ``reference.py``, which runs where they do not.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmext.ops import _reference
-from mmext.ops._geometry import Window, axis_table, output_size, resolve
 from mmext.ops._native import announce, native_status
+from mmext.ops.neighborhood import reference
+from mmext.ops.neighborhood.geometry import Window, axis_table, output_size, resolve
 
 __all__ = [
     'neighborhood_aggregate',
@@ -87,7 +87,7 @@ def neighborhood_aggregate(
     weight = _unpack_weight(weight, value, window)
     _check_aggregate(value, weight, window)
     if torch.onnx.is_in_onnx_export():
-        return _reference.aggregate(value, weight, window)
+        return reference.aggregate(value, weight, window)
     _announce()
     return _aggregate(value, weight, *window)
 
@@ -133,7 +133,7 @@ def neighborhood_aggregate_adjoint(
     weight = _unpack_weight(weight, grad, window)
     _check_adjoint(grad, weight, *size, window)
     if torch.onnx.is_in_onnx_export():
-        return _reference.aggregate_adjoint(grad, weight, size, window)
+        return reference.aggregate_adjoint(grad, weight, size, window)
     _announce()
     return _adjoint(grad, weight, *size, *window)
 
@@ -176,7 +176,7 @@ def neighborhood_correlate(
     key, window = _pad(key, window, border)
     _check_correlate(query, key, groups, window)
     if torch.onnx.is_in_onnx_export():
-        return _reference.correlate(query, key, groups, window)
+        return reference.correlate(query, key, groups, window)
     _announce()
     return _correlate(query, key, groups, *window)
 
@@ -282,21 +282,21 @@ def _run_aggregate(value: Tensor, weight: Tensor, *window: Any) -> Tensor:
     window = Window(*window)
     _check_types(value, weight)
     _check_aggregate(value, weight, window)
-    return _reference.aggregate(value, weight, window)
+    return reference.aggregate(value, weight, window)
 
 
 def _run_adjoint(grad: Tensor, weight: Tensor, height: int, width: int, *window: Any) -> Tensor:
     window = Window(*window)
     _check_types(grad, weight)
     _check_adjoint(grad, weight, height, width, window)
-    return _reference.aggregate_adjoint(grad, weight, (height, width), window)
+    return reference.aggregate_adjoint(grad, weight, (height, width), window)
 
 
 def _run_correlate(query: Tensor, key: Tensor, groups: int, *window: Any) -> Tensor:
     window = Window(*window)
     _check_types(query, key)
     _check_correlate(query, key, groups, window)
-    return _reference.correlate(query, key, groups, window)
+    return reference.correlate(query, key, groups, window)
 
 
 def _fake_aggregate(value: Tensor, weight: Tensor, *window: Any) -> Tensor:

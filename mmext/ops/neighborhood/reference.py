@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmext.ops._geometry import Window, axis_table, output_size
+from mmext.ops.neighborhood.geometry import Window, axis_table, output_size
 
 __all__ = ['aggregate', 'aggregate_adjoint', 'correlate']
 
