@@ -20,13 +20,26 @@ void correlate_impl(const Geometry& geometry, const at::Tensor& query, const at:
 
 namespace {
 
-// The size rules, as in `output_size` of mmext/ops/neighborhood/geometry.py; repeated here because these operators can be called directly
-// and must not read outside of their arguments.
+// Entries of kernel, stride, dilation and padding are below 2^31 and sizes at most 2^62: no sum or product of them, here or in
+// a kernel that counts in 64 bits, leaves the 64-bit integers.
+constexpr int64_t kMostEntry = (int64_t(1) << 31) - 1, kMostSize = int64_t(1) << 62;
+
+void check_entries(const char* name, at::IntArrayRef entries, size_t count, int64_t least) {
+  TORCH_CHECK_VALUE(entries.size() == count, "mmext: ", name, " must have ", count, " entries, got ", entries);
+  for (const int64_t entry : entries)
+    TORCH_CHECK_VALUE(entry >= least && entry <= kMostEntry, "mmext: the entries of ", name, " must lie between ", least,
+                      " and 2^31 - 1, got ", entries);
+}
+
+// The laws of `check_window` and `output_size` in mmext/ops/neighborhood/geometry.py; repeated here because these operators can
+// be called directly and must not read outside of their arguments.
 Geometry make_geometry(const at::Tensor& value_like, int64_t height, int64_t width, int64_t out_height, int64_t out_width,
                        int64_t groups, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation,
                        at::IntArrayRef padding, bool shift, bool interleave) {
-  TORCH_CHECK_VALUE(kernel.size() == 2 && stride.size() == 2 && dilation.size() == 2 && padding.size() == 4,
-                    "mmext: kernel, stride and dilation have two entries and padding four (top, bottom, left, right)");
+  check_entries("kernel", kernel, 2, 1);
+  check_entries("stride", stride, 2, 1);
+  check_entries("dilation", dilation, 2, 1);
+  check_entries("padding", padding, 4, 0);
   Geometry g{value_like.size(0), value_like.size(1), groups,
              Axis{height, out_height, kernel[0], stride[0], dilation[0], padding[0]},
              Axis{width, out_width, kernel[1], stride[1], dilation[1], padding[2]}, shift, interleave};
@@ -35,8 +48,7 @@ Geometry make_geometry(const at::Tensor& value_like, int64_t height, int64_t wid
   const int64_t after[2] = {padding[1], padding[3]};
   int i = 0;
   for (const Axis* a : {&g.y, &g.x}) {
-    TORCH_CHECK_VALUE(a->kernel > 0 && a->stride > 0 && a->dilation > 0 && a->padding >= 0 && after[i] >= 0,
-                      "mmext: kernel, stride and dilation must be positive and padding not negative");
+    TORCH_CHECK_VALUE(a->source >= 0 && a->source <= kMostSize, "mmext: a size must lie between 0 and 2^62, got ", a->source);
     if (shift) {
       TORCH_CHECK_VALUE(a->kernel % 2 == 1 && a->stride == 1 && a->kernel * a->dilation <= a->source && a->output == a->source,
                         "mmext: border 'shift' needs stride 1, an odd kernel and kernel * dilation <= size, got kernel ",

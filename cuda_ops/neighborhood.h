@@ -59,6 +59,15 @@ MMEXT_HOST_DEVICE Index tap_position(Index o, Index k, Index length, Index kerne
   return position >= 0 && position < length ? position : Index(-1);
 }
 
+// First window o >= 0 with o * stride >= distance; it may lie beyond the last one.
+inline int64_t first_window(int64_t distance, int64_t stride) { return distance > 0 ? (distance - 1) / stride + 1 : 0; }
+
+// Whether any window sees the image through tap k (of a zero border).
+inline bool tap_sees(const Axis& a, int64_t k) {
+  const int64_t o = first_window(a.padding - k * a.dilation, a.stride);
+  return o < a.output && o * a.stride - a.padding + k * a.dilation < a.source;
+}
+
 inline int64_t tap_position(const Axis& a, int64_t o, int64_t k, bool shift) {
   return tap_position<int64_t>(o, k, a.source, a.kernel, a.stride, a.dilation, a.padding, shift);
 }

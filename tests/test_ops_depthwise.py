@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,9 @@ def test_the_rule_routes_what_it_says(monkeypatch):
     conv2d = F.conv2d
 
     def spy(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        calls.append((tuple(x.shape), tuple(weight.shape), padding, x.is_contiguous(memory_format=torch.channels_last)))
+        calls.append(
+            (tuple(x.shape), tuple(weight.shape), tuple(padding), x.is_contiguous(memory_format=torch.channels_last))
+        )
         return conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     monkeypatch.setattr(F, 'conv2d', spy)
@@ -103,7 +106,7 @@ def test_the_rule_routes_what_it_says(monkeypatch):
     monkeypatch.setattr(depthwise, '_MEASURED_HERE', False)
     calls.clear()
     depthwise_conv2d(x, torch.randn(3, 1, 31, 31), None, 1, 15)
-    assert calls == [((2, 3, 40, 40), (3, 1, 31, 31), 15, False)]
+    assert calls == [((2, 3, 40, 40), (3, 1, 31, 31), (15, 15), False)]
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -156,6 +159,108 @@ def test_unbatched_empty_and_meta():
     empty = torch.randn(0, 3, 9, 9)
     assert depthwise_conv2d(empty, w.requires_grad_(), padding=3).shape == (0, 3, 9, 9)
     assert depthwise_conv2d(x.to('meta')[None], w.to('meta'), padding=3).shape == (1, 3, 9, 9)
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_an_empty_batch_has_gradients_of_zero(case):
+    inputs = [t.requires_grad_() for t in make(case, batch=0)[:3]]
+    options = make(case)[3:]
+    got = torch.autograd.grad(depthwise_conv2d(*inputs, *options).sum(), inputs, create_graph=True)
+    expected = torch.autograd.grad(F.conv2d(*inputs, *options, groups=3).sum(), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert not torch.autograd.grad(got[1].sum(), inputs[0], allow_unused=True, materialize_grads=True)[0].numel()
+
+
+def per_image(function, x, w, b, z):
+    """Return the gradients of every image's loss."""
+
+    def loss(image, weight, bias):
+        return (function(image[None], weight, bias) * z).sum()
+
+    return torch.func.vmap(torch.func.grad(loss, (1, 2)), (0, None, None))(x, w, b)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
+@pytest.mark.parametrize('case', [CASES[3], CASES[8], CASES[9]], ids=str)
+class TestTransforms:
+    """What ``torch.func`` makes of it is what it makes of F.conv2d, here in float64, in routed types."""
+
+    @pytest.fixture
+    def both(self, case, layout, monkeypatch):
+        monkeypatch.setattr(depthwise, '_ROUTED_TYPES', (torch.float64,))
+        x, w, b, *options = make(case, torch.float64)
+        x = x.to(memory_format=layout)
+        return (
+            (x, w.requires_grad_(), b),
+            tuple(torch.randn_like(t) for t in (x, w, b)),
+            lambda *args: depthwise_conv2d(*args, *options),
+            lambda *args: F.conv2d(*args, *options, groups=3),
+        )
+
+    def same(self, both, transform):
+        inputs, tangents, ours, stock = both
+        torch.testing.assert_close(transform(ours, inputs, tangents), transform(stock, inputs, tangents))
+
+    def test_jvp_and_hvp(self, both):
+        self.same(both, lambda f, x, t: torch.func.jvp(f, x, t))
+        self.same(both, lambda f, x, t: torch.func.jvp(torch.func.grad(lambda *a: f(*a).sin().sum(), (0, 1)), x, t))
+
+    def test_per_image_gradients(self, both):
+        z = torch.randn_like(both[3](*both[0])[:1])
+        self.same(both, lambda f, x, t: per_image(f, *x, z))
+
+    def test_vmap_over_images_and_stacked_kernels(self, both):
+        self.same(both, lambda f, x, t: torch.func.vmap(f, (0, None, None))(torch.stack([x[0], t[0]]), *x[1:]))
+        self.same(
+            both,
+            lambda f, x, t: torch.func.vmap(f, (None, 0, 0))(
+                x[0], *(torch.stack(p) for p in zip(x[1:], t[1:], strict=True))
+            ),
+        )
+
+    def test_forward_mode_beside_the_routed_backward(self, both):
+        import torch.autograd.forward_ad as forward_mode
+
+        def tangent(f, inputs, tangents):
+            with forward_mode.dual_level():
+                return forward_mode.unpack_dual(f(*map(forward_mode.make_dual, inputs, tangents))).tangent
+
+        self.same(both, tangent)
+        self.same(both, lambda f, x, t: torch.autograd.grad(tangent(f, x, t).square().sum(), x[1]))
+
+
+@pytest.mark.parametrize('name', ['stride', 'padding', 'dilation'])
+@pytest.mark.parametrize('value', [(1, 1, 1), (), None, 1.5, (1.5, 1), 2.0, '2', True, -1, {1, 2}, 2**31], ids=str)
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=rf'{name} must be .*got'):
+        depthwise_conv2d(torch.randn(1, 3, 9, 9), torch.randn(3, 1, 5, 5), **{name: value})
+
+
+def test_padding_by_name():
+    x, w = torch.randn(1, 3, 9, 9), torch.randn(3, 1, 5, 5)
+    with pytest.raises(ValueError, match="padding must be 'same', 'valid', an integer or two of them, got 'foo'"):
+        depthwise_conv2d(x, w, padding='foo')
+    with pytest.raises(ValueError, match="padding='same' needs stride 1, got stride=\\[2, 2\\]; give"):
+        depthwise_conv2d(x, w, padding='same', stride=2)
+
+
+@pytest.mark.parametrize(
+    'value', [2, (2,), [2], (2, 1), torch.Size([1, 2]), np.int64(2), (np.int32(2), 1), torch.tensor(2)]
+)
+@pytest.mark.parametrize('name', ['stride', 'padding', 'dilation'])
+def test_integers_of_any_kind(name, value):
+    x, w = torch.randn(1, 3, 9, 9), torch.randn(3, 1, 3, 3)
+    close(name, depthwise_conv2d(x, w, **{name: value}), F.conv2d(x, w, groups=3, **{name: value}))
+
+
+@pytest.mark.parametrize('options', [((0, 10**8), (1, 10**8)), ((10**7, 0), (10**7, 1)), (0, 1, 2**31 - 1)], ids=str)
+def test_taps_and_windows_beyond_the_image_cost_nothing(options):
+    padding, dilation, stride = (*options, 1)[:3]
+    x, w = torch.randn(1, 3, 9, 9), torch.randn(3, 1, 3, 5 if dilation == 1 else 3, requires_grad=True)
+    out = depthwise_conv2d(x, w, None, stride, padding, dilation)
+    expected = F.conv2d(x, w, None, stride, padding, dilation, 3)
+    close('out', out, expected)
+    close('gradient', *(torch.autograd.grad(o.sum(), w)[0] for o in (out, expected)))
 
 
 def test_flops_are_those_of_the_convolution():

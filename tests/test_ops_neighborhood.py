@@ -16,7 +16,8 @@ from mmext.ops import (
     neighborhood_correlate,
     neighborhood_mask,
 )
-from mmext.ops.neighborhood.geometry import Window, output_size, resolve
+from mmext.ops.neighborhood import reference
+from mmext.ops.neighborhood.geometry import Window, axis_table, output_size, resolve
 from mmext.ops.neighborhood.reference import aggregate as reference_aggregate
 
 # (kernel, stride, dilation, padding, border, group map): every rule and map, awkward and uneven on purpose.
@@ -432,4 +433,99 @@ def test_the_operator_itself_refuses_to_read_outside():
         lambda: ops.neighborhood_correlate(z, value, G, *Window(*window)._replace(kernel=[9, 9], shift=True)),
     ):
         with pytest.raises((ValueError, RuntimeError)):
+            call()
+
+
+@pytest.mark.parametrize('value', [2**31, 2**62, 2**63 - 1, 0, -1, -(2**62)])
+@pytest.mark.parametrize('name', ['kernel', 'stride', 'dilation', 'padding'])
+def test_the_operator_itself_counts_in_bounds(name, value):
+    """Sums and products of such entries would leave 64 bits, and what follows the check would be anything."""
+    if name == 'padding' and value == 0:
+        value = -2
+    window = resolve((3, 1), 1, 1, (1, 0), 'zero', 'block')._asdict()
+    window[name] = [value, *window[name][1:]]
+    x = torch.ones(1, 1, 5, 1)
+    for call in (
+        lambda: torch.ops.mmext.neighborhood_aggregate(x, torch.ones(1, 1, 3, 5, 1), *window.values()),
+        lambda: torch.ops.mmext.neighborhood_aggregate_adjoint(x, torch.ones(1, 1, 3, 5, 1), 5, 1, *window.values()),
+        lambda: torch.ops.mmext.neighborhood_correlate(x, x, 1, *window.values()),
+        lambda: torch.ops.mmext.neighborhood_correlate(x.to('meta'), x.to('meta'), 1, *window.values()),
+    ):
+        with pytest.raises(ValueError, match=name):
+            call()
+
+
+def test_the_case_that_passed_the_check():
+    query, key = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    with pytest.raises(ValueError, match='stride'):
+        torch.ops.mmext.neighborhood_correlate(
+            query, key, 1, [5, 1], [2**62, 1], [2**62, 1], [0, 0, 0, 0], False, False
+        )
+
+
+@pytest.mark.usefixtures('nan_filled_memory')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ('kernel', 'options'),
+    [
+        (3, dict(dilation=10**8)),
+        ((3, 5), dict(dilation=(1, 2**29))),
+        (3, dict(stride=10**9)),
+        (3, dict(stride=2**31 - 1, padding=2**31 - 1)),
+        ((2, 3), dict(stride=(10**8, 1), dilation=(10**8, 1), padding=(10**8, 1))),
+        ((5, 3), dict(dilation=(50, 2), padding=(100, 2), stride=(3, 1))),
+    ],
+    ids=str,
+)
+def test_taps_beyond_the_image_cost_nothing(kernel, options, dtype):
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    window = resolve(
+        kernel, options.get('stride', 1), options.get('dilation', 1), options.get('padding', 'same'), 'zero', 'block'
+    )
+    mask = neighborhood_mask((6, 7), kernel, **options)
+    assert mask.any()
+    grid = output_size((6, 7), window)
+    value, z = torch.randn(2, 4, 6, 7).to(dtype), torch.randn(2, 4, *grid).to(dtype)
+    weight = torch.randn(2, 2, sides[0] * sides[1], *grid).to(dtype)
+    exact = [t.double().requires_grad_() for t in (value, weight)]
+    expected = torch.zeros(2, 4, *grid, dtype=torch.float64)
+    rows, columns = (axis_table(window, axis, n) for axis, n in enumerate((6, 7)))
+    for ky, kx in itertools.product(range(sides[0]), range(sides[1])):
+        seen = exact[0][:, :, rows[:, ky]][..., columns[:, kx]] * mask[ky * sides[1] + kx]
+        expected = expected + exact[1][:, :, ky * sides[1] + kx].repeat_interleave(2, 1) * seen
+    grads = torch.autograd.grad(expected, exact, z.double())
+    close('aggregate', neighborhood_aggregate(value, weight, kernel, **options), expected, TOLERANCE[dtype])
+    sent = neighborhood_aggregate_adjoint(z, weight, (6, 7), kernel, **options)
+    close('adjoint', sent, grads[0], TOLERANCE[dtype])
+    close('correlate', neighborhood_correlate(z, value, 2, kernel, **options), grads[1], TOLERANCE[dtype])
+    close('reference', reference_aggregate(value, weight, window), expected, TOLERANCE[dtype])
+    close('reference', reference.aggregate_adjoint(z, weight, (6, 7), window), grads[0], TOLERANCE[dtype])
+    close('reference', reference.correlate(z, value, 2, window), grads[1], TOLERANCE[dtype])
+
+
+BAD = [None, 1.5, '33', (3, 3, 3), (), (3, 1.5), True, {1, 2}, -1, 2**31, 2**63]
+
+
+@pytest.mark.parametrize('value', BAD, ids=str)
+@pytest.mark.parametrize('name', ['kernel_size', 'stride', 'dilation', 'padding', 'size', 'groups'])
+def test_bad_arguments_are_named(name, value):
+    value_, weight, z = tensors(((3, 3), (1, 1), (1, 1), 'same', 'zero', 'block'), torch.float32)
+    good = dict(kernel_size=3, stride=1, dilation=1, padding='same')
+    if name == 'size':
+        calls = [
+            lambda: neighborhood_aggregate_adjoint(z, weight, value, **good),
+            lambda: neighborhood_mask(value, **good),
+        ]
+    elif name == 'groups':
+        calls = [lambda: neighborhood_correlate(z, value_, value, **good)]
+    else:
+        options = {**good, name: value}
+        calls = [
+            lambda: neighborhood_aggregate(value_, weight, **options),
+            lambda: neighborhood_aggregate_adjoint(z, weight, (H, W), **options),
+            lambda: neighborhood_correlate(z, value_, G, **options),
+            lambda: neighborhood_mask((H, W), **options),
+        ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf'{name} must be .*got'):
             call()

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "isa.h"
@@ -19,13 +20,12 @@ struct RowBand {
   std::vector<Tile> tiles;
   std::vector<SourceRow> sources;
   std::vector<Meeting> meetings;
-  int64_t first = 0, count = 0;
-  int64_t most_sources = 0;   // of any tile
+  std::vector<int64_t> rows;   // the source rows, each once, in order
+  int64_t most_sources = 0;    // of any tile
 };
 
 RowBand make_band(const int64_t* rows, int64_t n, const std::vector<std::vector<Contribution>>& table) {
   RowBand band;
-  int64_t low = INT64_MAX, high = -1;
   std::vector<size_t> begin;
   for (int64_t r = 0; r < n; r += kRows) {
     Tile tile{};
@@ -43,8 +43,7 @@ RowBand make_band(const int64_t* rows, int64_t n, const std::vector<std::vector<
         }
         s->tap[t] = c.tap;
         s->mask |= 1u << t;
-        low = std::min(low, c.source);
-        high = std::max(high, c.source);
+        band.rows.push_back(c.source);
       }
     }
     tile.n_sources = static_cast<int64_t>(band.sources.size() - begin.back());
@@ -67,11 +66,10 @@ RowBand make_band(const int64_t* rows, int64_t n, const std::vector<std::vector<
     tile.meetings = meetings;
     meetings += tile.n_meetings;
   }
-  if (high >= 0) {
-    band.first = low;
-    band.count = high - low + 1;
-    for (SourceRow& s : band.sources) s.row -= low;
-  }
+  std::sort(band.rows.begin(), band.rows.end());
+  band.rows.erase(std::unique(band.rows.begin(), band.rows.end()), band.rows.end());
+  for (SourceRow& s : band.sources)
+    s.row = std::lower_bound(band.rows.begin(), band.rows.end(), s.row) - band.rows.begin();
   return band;
 }
 
@@ -83,17 +81,14 @@ std::vector<RowBand> make_bands(const Axis& axis, bool shift, bool adjoint, int6
   const int64_t n = static_cast<int64_t>(order.size());
   std::vector<RowBand> bands;
   for (int64_t begin = 0; begin < n;) {
-    int64_t low = INT64_MAX, high = -1, end = begin;
+    std::set<int64_t> rows;
+    int64_t end = begin;
     while (end < n) {
       const int64_t next = std::min(end + kRows, n);
-      int64_t lo = low, hi = high;
       for (int64_t i = end; i < next; ++i)
-        for (const Contribution& c : table[order[i]]) {
-          lo = std::min(lo, c.source);
-          hi = std::max(hi, c.source);
-        }
-      if (end > begin && (budget == 0 || hi - lo + 1 > budget)) break;
-      low = lo, high = hi, end = next;
+        for (const Contribution& c : table[order[i]]) rows.insert(c.source);
+      if (end > begin && (budget == 0 || static_cast<int64_t>(rows.size()) > budget)) break;
+      end = next;
     }
     bands.push_back(make_band(order.data() + begin, end - begin, table));
     begin = end;
@@ -119,7 +114,7 @@ int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 int64_t most_rows(const std::vector<RowBand>& bands) {
   int64_t rows = 1;
-  for (const RowBand& b : bands) rows = std::max(rows, b.count);
+  for (const RowBand& b : bands) rows = std::max(rows, static_cast<int64_t>(b.rows.size()));
   return rows;
 }
 
@@ -168,8 +163,8 @@ void aggregate(const Geometry& g, const T* source, const T* weight, int64_t weig
       b.adjoint = adjoint;
       b.tiles = bands[k].tiles.data();
       b.n_tiles = static_cast<int64_t>(bands[k].tiles.size());
-      b.first_row = bands[k].first;
-      b.n_rows = bands[k].count;
+      b.rows = bands[k].rows.data();
+      b.n_rows = static_cast<int64_t>(bands[k].rows.size());
       b.values = memory;
       b.weights = memory + values;
       b.weight_rows = weight_rows.get();
@@ -234,8 +229,8 @@ void correlate(const Geometry& g, const T* query, const T* key, T* out) {
         b.out_width = g.x.output;
         b.tiles = band.tiles.data();
         b.n_tiles = static_cast<int64_t>(band.tiles.size());
-        b.first_row = band.first;
-        b.n_rows = band.count;
+        b.rows = band.rows.data();
+        b.n_rows = static_cast<int64_t>(band.rows.size());
         b.values = memory;
         b.queries = memory + values;
         b.out = sums;

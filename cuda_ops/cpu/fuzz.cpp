@@ -98,6 +98,13 @@ Axis random_axis(bool shift) {
   a.stride = shift ? 1 : between(1, 3);
   a.padding = between(0, 7) ? between(0, 5) : between(6, 40);   // much padding: whole tiles see nothing
   a.source = between(shift ? a.dilation * a.kernel : 1, 45);
+  if (!shift && between(0, 5) == 0) {   // taps or windows far beyond the image, which must cost nothing
+    const int64_t far[] = {50, 100'000'000, (int64_t(1) << 31) - 1};
+    const bool windows = between(0, 1);
+    (windows ? a.stride : a.dilation) = far[between(0, windows ? 2 : 1)];
+    const int64_t reach = (between(1, windows ? 3 : 30) - 1) * a.stride + a.dilation * (a.kernel - 1) + 1;
+    a.padding = std::max<int64_t>(0, (reach - a.source + 1) / 2) + between(0, 1);
+  }
   const int64_t room = a.source + 2 * a.padding - a.dilation * (a.kernel - 1) - 1;
   a.output = shift ? a.source : room < 0 ? 0 : room / a.stride + 1;
   return a;

@@ -236,7 +236,8 @@ struct AggregateBand {
   const Columns* columns;
   const Tile* tiles;
   int64_t n_tiles;
-  int64_t first_row, n_rows;   // source rows to stage; SourceRow::row counts from first_row
+  const int64_t* rows;      // source rows to stage; SourceRow::row is a place in this list
+  int64_t n_rows;
   Acc* values;              // scratch [channel][row][pitch]
   Acc* weights;             // scratch [source row][slot][output row][lane]
   const Acc* (*weight_rows)[kRows];   // scratch, one entry per source row of a tile
@@ -246,7 +247,7 @@ struct AggregateBand {
 // The weights of slot column 0 at output row t of the tile, in the row of taps through which `source` meets it.
 template <typename T, typename Acc>
 MMEXT_INLINE const T* weight_row(const AggregateBand<T, Acc>& b, const Tile& tile, const Meeting& m) {
-  const int64_t row = b.adjoint ? b.first_row + tile.sources[m.source].row : tile.rows[m.t];
+  const int64_t row = b.adjoint ? b.rows[tile.sources[m.source].row] : tile.rows[m.t];
   return b.weight + (m.tap * b.kernel_width * b.weight_height + row) * b.weight_width;
 }
 
@@ -336,7 +337,7 @@ MMEXT_INLINE void aggregate_band(const AggregateBand<T, Acc>& b) {
   const Columns& c = *b.columns;
   for (int64_t j = 0; j < b.channels; ++j)
     for (int64_t i = 0; i < b.n_rows; ++i)
-      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.source + j * b.source_stride + (b.first_row + i) * b.source_width, c);
+      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.source + j * b.source_stride + b.rows[i] * b.source_width, c);
   constexpr int width = columns_of_tile(Bytes);
   for (int64_t q = 0; q < c.slots(); ++q) {
     b.direct_slots[q] = c.tap[q] * b.weight_height * b.weight_width + c.delta[q];
@@ -368,7 +369,8 @@ struct CorrelateBand {
   const Columns* columns;
   const Tile* tiles;
   int64_t n_tiles;
-  int64_t first_row, n_rows;
+  const int64_t* rows;
+  int64_t n_rows;
   Acc* values;              // scratch [channel][row][pitch]
   Acc* queries;             // scratch [channel][output row][lane]
   Acc* out;                 // element (tap, row, column) at tap * out_tap + row * out_width + column
@@ -442,7 +444,7 @@ MMEXT_INLINE void correlate_band(const CorrelateBand<T, Acc>& b) {
   const Columns& c = *b.columns;
   for (int64_t j = 0; j < b.channels; ++j)
     for (int64_t i = 0; i < b.n_rows; ++i)
-      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.key + j * b.key_stride + (b.first_row + i) * b.key_width, c);
+      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.key + j * b.key_stride + b.rows[i] * b.key_width, c);
   for (int64_t k = 0; k < b.n_tiles; ++k) {
     const Tile& tile = b.tiles[k];
     for (int64_t begin = 0; begin < c.count; begin += lanes) {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <numeric>
 #include <vector>
 
@@ -39,7 +40,7 @@ inline std::vector<int64_t> row_order(const Axis& a, bool adjoint) {
   const int64_t length = adjoint ? a.source : a.output;
   std::vector<int64_t> order;
   order.reserve(length);
-  for (int64_t residue = 0; residue < step; ++residue)
+  for (int64_t residue = 0; residue < std::min(step, length); ++residue)
     for (int64_t o = residue; o < length; o += step) order.push_back(o);
   return order;
 }
@@ -134,34 +135,49 @@ inline std::vector<Columns> column_classes(const Axis& a, bool shift, bool adjoi
       classes.push_back(irregular_columns(table, length - edge, length, adjoint, lanes));
     }
   } else if (!adjoint) {
-    // One class; one staged segment for every residue of the tap offset modulo the stride.
+    // One class; one staged segment for every residue of the tap offset modulo the stride, from the first to the last tap of it
+    // that sees the image. All other taps share a segment of zeros: nothing grows with their distance from the image.
     Columns c{};
     c.step = 1;
     c.count = a.output;
-    c.offset.assign(a.kernel, 0);
-    for (int64_t residue = 0; residue < a.stride; ++residue) {
-      int64_t reach = -1;
-      const int64_t begin = static_cast<int64_t>(c.source.size());
-      for (int64_t k = 0; k < a.kernel; ++k)
-        if (k * a.dilation % a.stride == residue) {
-          reach = k * a.dilation / a.stride;
-          c.offset[k] = begin + reach;
-        }
-      if (reach < 0) continue;
-      for (int64_t e = 0; e < padded(c.count) + reach; ++e) {
-        const int64_t i = e * a.stride + residue - a.padding;
+    struct Segment {
+      int64_t low = INT64_MAX, high = -1, begin = 0;   // in strides from the segment's residue
+    };
+    std::map<int64_t, Segment> segments;
+    for (int64_t k = 0; k < a.kernel; ++k)
+      if (tap_sees(a, k)) {
+        Segment& s = segments[k * a.dilation % a.stride];
+        s.low = std::min(s.low, k * a.dilation / a.stride);
+        s.high = std::max(s.high, k * a.dilation / a.stride);
+      }
+    for (auto& [residue, s] : segments) {
+      s.begin = static_cast<int64_t>(c.source.size());
+      int64_t i = s.low * a.stride + residue - a.padding;
+      for (int64_t e = 0; e < padded(c.count) + s.high - s.low; ++e) {
         c.source.push_back(i >= 0 && i < a.source ? i : -1);
+        if (i < a.source) i += a.stride;   // no further: what lies beyond would not be a number for long
       }
     }
+    const int64_t zeros = static_cast<int64_t>(c.source.size());
     for (int64_t k = 0; k < a.kernel; ++k) {
       c.tap.push_back(k);
       c.delta.push_back(0);
+      if (tap_sees(a, k)) {
+        const Segment& s = segments[k * a.dilation % a.stride];
+        c.offset.push_back(s.begin + k * a.dilation / a.stride - s.low);
+      } else {
+        c.offset.push_back(zeros);
+        c.source.resize(zeros + padded(c.count), -1);
+      }
     }
     finish(c);
     classes.push_back(std::move(c));
+  } else if (a.stride >= a.source) {
+    // Every residue would be a single column: one class of all of them instead.
+    classes.push_back(irregular_columns(contributions(a, false, true), 0, a.source, true, lanes));
   } else {
     // Source columns of one residue modulo the stride are reached by the same taps.
-    for (int64_t residue = 0; residue < std::min(a.stride, a.source); ++residue) {
+    for (int64_t residue = 0; residue < a.stride; ++residue) {
       Columns c{};
       c.start = residue;
       c.step = a.stride;
@@ -171,6 +187,7 @@ inline std::vector<Columns> column_classes(const Axis& a, bool shift, bool adjoi
         const int64_t numerator = residue + a.padding - k * a.dilation;
         if (numerator % a.stride != 0) continue;
         const int64_t delta = numerator / a.stride;
+        if (delta <= -c.count || delta >= a.output) continue;   // no window of this tap sees these columns
         low = c.tap.empty() ? delta : std::min(low, delta);
         high = c.tap.empty() ? delta : std::max(high, delta);
         c.tap.push_back(k);

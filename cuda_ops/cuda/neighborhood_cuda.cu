@@ -13,12 +13,16 @@ namespace {
 using namespace cuda;
 
 // 64-bit indices where a tensor needs them; the environment variable is for tests, which have no such tensors.
-bool wide(std::initializer_list<int64_t> sizes) {
+bool wide(const Geometry& g, std::initializer_list<int64_t> sizes) {
   const char* forced = std::getenv("MMEXT_FORCE_64BIT_INDEXING");
   if (forced != nullptr && forced[0] == '1') return true;
-  // Products of index and plane stay below the largest tensor; leave room for the overhang of the last tile.
+  // Products of index and plane stay below the largest tensor, positions below the reach of the axis in its padding; leave room
+  // for the overhang of the last tile.
+  const int64_t most = (int64_t(1) << 31) - (int64_t(1) << 20);
   for (const int64_t size : sizes)
-    if (size >= (int64_t(1) << 31) - (int64_t(1) << 20)) return true;
+    if (size >= most) return true;
+  for (const Axis* a : {&g.y, &g.x})
+    if (a->source + a->padding + a->output * a->stride + a->kernel * a->dilation >= most) return true;
   return false;
 }
 
@@ -66,7 +70,7 @@ void choose_rule(const Geometry& g, const at::Tensor& source, const at::Tensor& 
 void aggregate_cuda(const Geometry& g, const at::Tensor& source, const at::Tensor& weight, at::Tensor& out, bool adjoint) {
   const at::cuda::CUDAGuard guard(source.device());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, source.scalar_type(), "neighborhood_aggregate", [&] {
-    if (wide({source.numel(), weight.numel(), out.numel()}))
+    if (wide(g, {source.numel(), weight.numel(), out.numel()}))
       choose_rule<scalar_t, int64_t>(g, source, weight, out, adjoint);
     else
       choose_rule<scalar_t, int32_t>(g, source, weight, out, adjoint);
@@ -87,7 +91,7 @@ void launch_correlate(const Geometry& g, const at::Tensor& query, const at::Tens
 void correlate_cuda(const Geometry& g, const at::Tensor& query, const at::Tensor& key, at::Tensor& out) {
   const at::cuda::CUDAGuard guard(query.device());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, query.scalar_type(), "neighborhood_correlate", [&] {
-    const bool is_wide = wide({query.numel(), key.numel(), out.numel()});
+    const bool is_wide = wide(g, {query.numel(), key.numel(), out.numel()});
     if (is_wide && g.shift) return launch_correlate<scalar_t, int64_t, true>(g, query, key, out);
     if (is_wide) return launch_correlate<scalar_t, int64_t, false>(g, query, key, out);
     if (g.shift) return launch_correlate<scalar_t, int32_t, true>(g, query, key, out);

@@ -14,18 +14,23 @@ and has a slow spot in channels_last for kernels 11 and 13 wide. All three have 
   gradient as its kernel;
 - widen the kernel to 15 columns with zeros.
 
-Everything else, and every other device and dtype, is ``F.conv2d``.
+Everything else is ``F.conv2d``: every other device and dtype, and whatever runs in forward mode or within a transform of
+``torch.func``.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
+
+from mmext.numerics import in_transform
+from mmext.ops.arguments import pair
 
 __all__ = ['depthwise_conv2d', 'takes_detour']
 
@@ -55,16 +60,31 @@ def depthwise_conv2d(
 
     Returns:
         What ``F.conv2d`` returns, up to rounding, in the memory format of ``x``.
+
+    Raises:
+        ValueError: If stride, padding or dilation is neither an integer nor one or two of them, or out of range.
+        RuntimeError: What ``F.conv2d`` raises of tensors that do not fit together.
     """
+    if weight.ndim != 4:
+        raise ValueError(f'depthwise_conv2d needs a weight of (C, 1, kh, kw), got {list(weight.shape)}')
     groups = weight.shape[0]
-    stride, dilation = _pair(stride), _pair(dilation)
-    sides = _symmetric_padding(padding, weight.shape, dilation)
-    if not _MEASURED_HERE or x.device.type != 'cpu' or x.ndim != 4 or x.shape[1] != groups or sides is None:
+    stride, dilation = pair('stride', stride), pair('dilation', dilation)
+    padding, sides = _resolve_padding(padding, weight.shape, stride, dilation)
+    if (
+        not _MEASURED_HERE
+        or x.device.type != 'cpu'
+        or x.ndim != 4
+        or x.shape[1] != groups
+        or sides is None
+        or torch.jit.is_tracing()
+        or in_transform()
+        or not _is_near(x, weight, stride, sides, dilation)
+    ):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if torch.is_autocast_enabled('cpu'):
         dtype = torch.get_autocast_dtype('cpu')
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if x.dtype not in _ROUTED_TYPES or x.dtype != weight.dtype or torch.jit.is_tracing():
+    if x.dtype not in _ROUTED_TYPES or x.dtype != weight.dtype:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     learns = torch.is_grad_enabled() and weight.requires_grad
     if learns and _weight_gradient_falls(weight, dilation, _is_channels_last(x)):
@@ -82,31 +102,40 @@ def takes_detour(
         padding: As in ``F.conv2d``.
         dilation: As in ``F.conv2d``.
     """
-    sides = _symmetric_padding(padding, kernel, _pair(dilation))
+    _, sides = _resolve_padding(padding, kernel, [1, 1], pair('dilation', dilation))
     return sides is not None and sides[1] >= SLOW_PADDING
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _symmetric_padding(
-    padding: int | tuple[int, int] | str, kernel: tuple[int, ...], dilation: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Return the padding as (vertical, horizontal), or None where the two sides of an axis differ."""
-    if padding == 'valid':
-        return (0, 0)
+def _resolve_padding(
+    padding: int | tuple[int, int] | str, kernel: Sequence[int], stride: list[int], dilation: list[int]
+) -> tuple[list[int] | str, list[int] | None]:
+    """Return the padding as ``F.conv2d`` takes it, and as [vertical, horizontal], None where two sides of an axis differ."""
     if not isinstance(padding, str):
-        return _pair(padding)
+        sides = pair('padding', padding, least=0)
+        return sides, sides
+    if padding == 'valid':
+        return padding, [0, 0]
+    if padding != 'same':
+        raise ValueError(f"padding must be 'same', 'valid', an integer or two of them, got {padding!r}")
+    if stride != [1, 1]:
+        raise ValueError(f"padding='same' needs stride 1, got {stride=}; give the padding in pixels")
     reach = [d * (k - 1) for d, k in zip(dilation, kernel[-2:], strict=True)]
-    return None if any(r % 2 for r in reach) else (reach[0] // 2, reach[1] // 2)
+    return padding, None if any(r % 2 for r in reach) else [r // 2 for r in reach]
+
+
+def _is_near(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> bool:
+    """Return whether no tap or window lies so far beyond the image that padding it would cost more than a detour saves."""
+    return all(
+        max(s, p, d) <= n + k
+        for s, p, d, n, k in zip(stride, padding, dilation, x.shape[-2:], weight.shape[-2:], strict=True)
+    )
 
 
 def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def _weight_gradient_falls(weight: Tensor, dilation: tuple[int, int], channels_last: bool) -> bool:
+def _weight_gradient_falls(weight: Tensor, dilation: list[int], channels_last: bool) -> bool:
     height, width = weight.shape[-2:]
     if channels_last:
         return width >= 5 and height >= 3
@@ -117,38 +146,40 @@ def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
 ) -> Tensor:
     """Convolve by the fastest route."""
     groups, width = weight.shape[0], weight.shape[-1]
     vertical, horizontal = padding
     if _is_channels_last(x):
-        if width in (11, 13) and stride == dilation == (1, 1):
+        if width in (11, 13) and stride == dilation == [1, 1]:
             extra = (15 - width) // 2
             return F.conv2d(x, F.pad(weight, (extra, extra)), bias, 1, (vertical, horizontal + extra), 1, groups)
-    elif horizontal >= SLOW_PADDING:
-        if 2 * width > x.shape[-1] and dilation == (1, 1):
+    elif horizontal >= 7:
+        if 2 * width > x.shape[-1] and dilation == [1, 1]:
             x = x.contiguous(memory_format=torch.channels_last)
             return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous()
-        x, padding = F.pad(x, (horizontal, horizontal, vertical, vertical)), (0, 0)
+        x, padding = F.pad(x, (horizontal, horizontal, vertical, vertical)), [0, 0]
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def _weight_gradient(
     x: Tensor,
     grad: Tensor,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
 ) -> Tensor:
     """Correlate every channel's input with its gradient: a forward convolution in which they are image and kernel.
 
     Stride and dilation change places: the gradient's pixels lie ``stride`` apart in the input, the taps ``dilation``.
     """
     images, channels = grad.shape[:2]
+    if not images:
+        return (x.sum() * grad.sum()).expand(channels, 1, *kernel)
     vertical, horizontal = padding
     x = F.pad(x.contiguous(), (horizontal, horizontal, vertical, vertical))
     x = x.reshape(1, images * channels, *x.shape[-2:])
@@ -165,9 +196,9 @@ class _Routed(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
     ) -> Tensor:
         return _forward(x, weight, bias, stride, padding, dilation)
 
@@ -186,7 +217,7 @@ class _Routed(torch.autograd.Function):
             stride, padding, dilation = ctx.options
             grad_x = conv2d_input(x.shape, weight, grad, stride, padding, dilation, weight.shape[0])
         if needs_weight:
-            grad_weight = _weight_gradient(x, grad, weight.shape[-2:], *ctx.options)
+            grad_weight = _weight_gradient(x, grad, list(weight.shape[-2:]), *ctx.options)
         if needs_bias and ctx.has_bias:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, None, None

@@ -8,10 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ['BORDERS', 'GROUP_MAPS', 'Window', 'axis_table', 'output_size', 'pair', 'resolve']
+from mmext.ops.arguments import MOST, pair
+
+__all__ = ['BORDERS', 'GROUP_MAPS', 'Window', 'axis_table', 'check_window', 'output_size', 'resolve']
 
 BORDERS = ('zero', 'shift', 'replicate', 'reflect')
 GROUP_MAPS = ('block', 'interleave')
+_SHIFT = "border='shift' slides whole windows inside the image: it needs stride 1, an odd kernel and padding='same'"
 
 
 class Window(NamedTuple):
@@ -23,14 +26,6 @@ class Window(NamedTuple):
     padding: list[int]
     shift: bool
     interleave: bool
-
-
-def pair(name: str, value: int | tuple[int, int], least: int = 1) -> list[int]:
-    """Return ``value`` as [vertical, horizontal]."""
-    both = [value, value] if isinstance(value, int) else list(value)
-    if len(both) != 2 or any(v < least for v in both):
-        raise ValueError(f'{name} must be an integer >= {least} or two of them, got {value}')
-    return both
 
 
 def resolve(
@@ -47,19 +42,34 @@ def resolve(
         raise ValueError(f'border must be one of {BORDERS}, got {border!r}')
     if group_map not in GROUP_MAPS:
         raise ValueError(f'group_map must be one of {GROUP_MAPS}, got {group_map!r}')
-    if border == 'shift' and (padding != 'same' or steps != [1, 1] or any(k % 2 == 0 for k in kernel)):
+    if border == 'shift' and not (isinstance(padding, str) and padding == 'same'):
         raise ValueError(
-            "border='shift' slides whole windows inside the image: it needs stride 1, an odd kernel and padding='same', "
-            f'got {kernel_size=}, {stride=}, {padding=}'
+            f"border='shift' slides whole windows inside the image: it needs padding='same', got {padding=}"
         )
-    if padding == 'same':
+    if isinstance(padding, str) and padding != 'same':
+        raise ValueError(f"padding must be 'same', an integer or two of them, got {padding!r}")
+    if isinstance(padding, str):
         reach = [d * (k - 1) for d, k in zip(spread, kernel, strict=True)]
         sides = [side for r in reach for side in (r // 2, r - r // 2)]
-    elif isinstance(padding, str):
-        raise ValueError(f"padding must be 'same', an integer or two of them, got {padding!r}")
     else:
         sides = [p for p in pair('padding', padding, least=0) for _ in range(2)]
-    return Window(kernel, steps, spread, sides, border == 'shift', group_map == 'interleave')
+    window = Window(kernel, steps, spread, sides, border == 'shift', group_map == 'interleave')
+    check_window(window)
+    return window
+
+
+def check_window(window: Window) -> None:
+    """Check the entries of a window that need not come from :func:`resolve`: the compiled operators count in 64 bits.
+
+    Raises:
+        ValueError: If there are too many or too few of them, or one is out of range.
+    """
+    for name, count, least in (('kernel', 2, 1), ('stride', 2, 1), ('dilation', 2, 1), ('padding', 4, 0)):
+        entries = getattr(window, name)
+        if len(entries) != count or not all(least <= entry <= MOST for entry in entries):
+            raise ValueError(f'{name} must have {count} entries from {least} to 2^31 - 1, got {list(entries)}')
+    if window.shift and (list(window.stride) != [1, 1] or any(k % 2 == 0 for k in window.kernel)):
+        raise ValueError(f'{_SHIFT}, got stride {list(window.stride)} and kernel {list(window.kernel)}')
 
 
 def output_size(size: Sequence[int], window: Window) -> tuple[int, ...]:

@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmext.ops._native import announce, native_status
+from mmext.ops._operator import LIBRARY, operator, primals
+from mmext.ops.arguments import integer, pair
 from mmext.ops.neighborhood import reference
-from mmext.ops.neighborhood.geometry import Window, axis_table, output_size, resolve
+from mmext.ops.neighborhood.geometry import Window, axis_table, check_window, output_size, resolve
 
 __all__ = [
     'neighborhood_aggregate',
@@ -33,19 +35,6 @@ __all__ = [
     'neighborhood_correlate',
     'neighborhood_mask',
 ]
-
-_WINDOW = 'int[] kernel, int[] stride, int[] dilation, int[] padding, bool shift, bool interleave'
-_lib = torch.library.Library('mmext', 'FRAGMENT')
-for _schema in (
-    f'neighborhood_aggregate(Tensor value, Tensor weight, {_WINDOW}) -> Tensor',
-    f'neighborhood_aggregate_adjoint(Tensor grad, Tensor weight, SymInt height, SymInt width, {_WINDOW}) -> Tensor',
-    f'neighborhood_correlate(Tensor query, Tensor key, SymInt groups, {_WINDOW}) -> Tensor',
-):
-    _lib.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-native_status()  # loads the compiled kernels, which then take precedence over the composite ones below
-_aggregate = torch.ops.mmext.neighborhood_aggregate.default
-_adjoint = torch.ops.mmext.neighborhood_aggregate_adjoint.default
-_correlate = torch.ops.mmext.neighborhood_correlate.default
 
 
 def neighborhood_aggregate(
@@ -130,6 +119,7 @@ def neighborhood_aggregate_adjoint(
             'neighborhood_aggregate for the others'
         )
     window = resolve(kernel_size, stride, dilation, padding, border, group_map)
+    size = pair('size', size, least=0)
     weight = _unpack_weight(weight, grad, window)
     _check_adjoint(grad, weight, *size, window)
     if torch.onnx.is_in_onnx_export():
@@ -172,7 +162,7 @@ def neighborhood_correlate(
     Raises:
         ValueError: If the shapes, dtypes or options do not fit together.
     """
-    window = resolve(kernel_size, stride, dilation, padding, border, group_map)
+    window, groups = resolve(kernel_size, stride, dilation, padding, border, group_map), integer('groups', groups)
     key, window = _pad(key, window, border)
     _check_correlate(query, key, groups, window)
     if torch.onnx.is_in_onnx_export():
@@ -191,7 +181,7 @@ def neighborhood_mask(
     device: torch.device | str = 'cpu',
 ) -> Tensor:
     """Return which taps see the image, bool (kh * kw, Ho, Wo); all do unless the border is ``'zero'``."""
-    window = resolve(kernel_size, stride, dilation, padding, border, 'block')
+    window, size = resolve(kernel_size, stride, dilation, padding, border, 'block'), pair('size', size, least=0)
     output_size(size, window)
     rows, columns = (axis_table(window, axis, size[axis], device) >= 0 for axis in (0, 1))
     if border != 'zero':
@@ -230,9 +220,12 @@ def _unpack_weight(weight: Tensor, value: Tensor, window: Window) -> Tensor:
     return weight.expand(value.shape[0], -1, -1, -1, -1) if weight.shape[0] == 1 else weight
 
 
-def _check_pair(first: Tensor, second: Tensor, groups: int) -> None:
-    if first.ndim != 4:
-        raise ValueError(f'features must be (B, C, H, W), got {list(first.shape)}')
+def _check_pair(first: Tensor, second: Tensor, groups: int, rank: int) -> None:
+    if first.ndim != 4 or second.ndim != rank:
+        second_law = '(B, G, kh * kw, Ho, Wo)' if rank == 5 else '(B, C, H, W)'
+        raise ValueError(
+            f'the tensors must be (B, C, H, W) and {second_law}, got {list(first.shape)} and {list(second.shape)}'
+        )
     if first.shape[0] != second.shape[0]:
         raise ValueError(f'both tensors must have one batch size, got {first.shape[0]} and {second.shape[0]}')
     if groups < 1 or first.shape[1] % groups != 0:
@@ -256,20 +249,29 @@ def _check_sizes(outputs: torch.Size, source: Sequence[int], window: Window) -> 
         )
 
 
+def _check_weight(features: Tensor, weight: Tensor, window: Window) -> None:
+    _check_pair(features, weight, weight.shape[1] if weight.ndim == 5 else 1, 5)
+    if weight.shape[2] != window.kernel[0] * window.kernel[1]:
+        raise ValueError(f'the weight has {weight.shape[2]} taps for a kernel of {window.kernel}')
+
+
 def _check_aggregate(value: Tensor, weight: Tensor, window: Window) -> None:
-    _check_pair(value, weight, weight.shape[1])
+    check_window(window)
+    _check_weight(value, weight, window)
     _check_sizes(weight.shape[-2:], value.shape[-2:], window)
 
 
 def _check_adjoint(grad: Tensor, weight: Tensor, height: int, width: int, window: Window) -> None:
-    _check_pair(grad, weight, weight.shape[1])
+    check_window(window)
+    _check_weight(grad, weight, window)
     _check_sizes(weight.shape[-2:], (height, width), window)
     if grad.shape[-2:] != weight.shape[-2:]:
         raise ValueError(f'grad and weight must agree in size, got {list(grad.shape)} and {list(weight.shape)}')
 
 
 def _check_correlate(query: Tensor, key: Tensor, groups: int, window: Window) -> None:
-    _check_pair(query, key, groups)
+    check_window(window)
+    _check_pair(query, key, groups, 4)
     _check_sizes(query.shape[-2:], key.shape[-2:], window)
     if query.shape[1] != key.shape[1]:
         raise ValueError(f'query and key must agree in channels, got {query.shape[1]} and {key.shape[1]}')
@@ -318,12 +320,14 @@ def _fake_correlate(query: Tensor, key: Tensor, groups: int, *window: Any) -> Te
     return query.new_empty(query.shape[0], groups, kernel[0] * kernel[1], *query.shape[-2:])
 
 
-# Derivatives: each operator's are the other two.
+# Derivatives: each operator is linear in either tensor, and its gradients are the other two.
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     first, second, *options = inputs
     ctx.save_for_backward(first, second)
+    ctx.save_for_forward(first, second)
+    ctx.options = options
     ctx.window = options[-len(Window._fields) :]
     ctx.nothing = (None,) * len(options)
 
@@ -358,6 +362,39 @@ def _correlate_backward(ctx: Any, logits: Tensor) -> tuple:
     )
 
 
+def _tangent(op: Callable, ctx: Any, first: Tensor | None, second: Tensor | None, *_: Any) -> Tensor | None:
+    """The product rule: the operator of either tangent and the other tensor."""
+    a, b = primals(ctx)
+    parts = [op(*pair, *ctx.options) for pair, t in (((first, b), first), ((a, second), second)) if t is not None]
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def _by_batch(
+    op: Callable, axes: Sequence[int | None], first: Tensor, second: Tensor, *options: Any
+) -> tuple[Tensor, int]:
+    """The rule of ``vmap`` that makes the vmapped axis a part of the batch."""
+    both = list(zip((first, second), axes, strict=False))
+    size = next(t.shape[axis] for t, axis in both if axis is not None)
+    mapped = [t.expand(size, *t.shape) if axis is None else t.movedim(axis, 0) for t, axis in both]
+    batch = mapped[0].shape[1]
+    return op(*(t.flatten(0, 1) for t in mapped), *options).unflatten(0, (size, batch)), 0
+
+
+def _by_channels(
+    op: Callable, axes: Sequence[int | None], features: Tensor, weight: Tensor, *options: Any
+) -> tuple[Tensor, int]:
+    """The rule of ``vmap`` where one weight may serve all: they are further channels of its groups then, it is not copied."""
+    if axes[1] is not None:
+        return _by_batch(op, axes, features, weight, *options)
+    features = features.movedim(axes[0], 1)
+    size, channels, groups, interleave = *features.shape[1:3], weight.shape[1], options[-1]
+    if interleave:
+        return op(features.flatten(1, 2), weight, *options).unflatten(1, (size, channels)), 1
+    grouped = features.unflatten(2, (groups, channels // groups)).movedim(1, 2)
+    out = op(grouped.flatten(1, 3), weight, *options)
+    return out.unflatten(1, (groups, size, channels // groups)).movedim(2, 1).flatten(2, 3), 1
+
+
 def _autocast_rule(op: Callable, device: str) -> Callable:
     """Return what the compiled library registers too: run ``op`` in the half type that autocast asks for just now."""
 
@@ -373,14 +410,36 @@ def _autocast_rule(op: Callable, device: str) -> Callable:
     return rule
 
 
-for _op, _run, _fake, _backward in (
-    (_aggregate, _run_aggregate, _fake_aggregate, _aggregate_backward),
-    (_adjoint, _run_adjoint, _fake_adjoint, _adjoint_backward),
-    (_correlate, _run_correlate, _fake_correlate, _correlate_backward),
-):
-    _lib.impl(_op, _run, 'CompositeExplicitAutograd')
-    torch.library.register_fake(_op, _fake, lib=_lib)
-    torch.library.register_autograd(_op, _backward, setup_context=_save, lib=_lib)
-    if native_status().which == 'reference':
-        _lib.impl(_op, _autocast_rule(_op, 'cpu'), 'AutocastCPU')
-        _lib.impl(_op, _autocast_rule(_op, 'cuda'), 'AutocastCUDA')
+native_status()  # loads the compiled kernels, which then take precedence over the composite ones
+_WINDOW = 'int[] kernel, int[] stride, int[] dilation, int[] padding, bool shift, bool interleave'
+_aggregate = operator(
+    f'neighborhood_aggregate(Tensor value, Tensor weight, {_WINDOW}) -> Tensor',
+    _run_aggregate,
+    _fake_aggregate,
+    _save,
+    _aggregate_backward,
+    _tangent,
+    _by_channels,
+)
+_adjoint = operator(
+    f'neighborhood_aggregate_adjoint(Tensor grad, Tensor weight, SymInt height, SymInt width, {_WINDOW}) -> Tensor',
+    _run_adjoint,
+    _fake_adjoint,
+    _save,
+    _adjoint_backward,
+    _tangent,
+    _by_channels,
+)
+_correlate = operator(
+    f'neighborhood_correlate(Tensor query, Tensor key, SymInt groups, {_WINDOW}) -> Tensor',
+    _run_correlate,
+    _fake_correlate,
+    _save,
+    _correlate_backward,
+    _tangent,
+    _by_batch,
+)
+if native_status().which == 'reference':
+    for _op in (_aggregate, _adjoint, _correlate):
+        LIBRARY.impl(_op, _autocast_rule(_op, 'cpu'), 'AutocastCPU')
+        LIBRARY.impl(_op, _autocast_rule(_op, 'cuda'), 'AutocastCUDA')

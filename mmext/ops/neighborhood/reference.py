@@ -40,6 +40,17 @@ def _tap_slices(window: Window, size: Sequence[int]) -> list[tuple[slice, slice]
     return [(y, x) for y in axes[0] for x in axes[1]]
 
 
+def _is_near(window: Window, size: Sequence[int]) -> bool:
+    """Return whether the padded image is worth having; else most taps lie far beyond the image, and tables find the others."""
+    reach = [max(window.padding[:2]), max(window.padding[2:])]
+    return not window.shift and all(r <= n + k for r, n, k in zip(reach, size, window.kernel, strict=True))
+
+
+def _tables(window: Window, size: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Return what :func:`axis_table` says of either axis, where an image with one more row and column has its zeros."""
+    return [axis_table(window, axis, n, device) % (n + 1) for axis, n in enumerate(size)]
+
+
 def _padding(window: Window) -> tuple[int, ...]:
     top, bottom, left, right = window.padding
     return (left, right, top, bottom)
@@ -47,12 +58,13 @@ def _padding(window: Window) -> tuple[int, ...]:
 
 def _shifted(x: Tensor, window: Window) -> list[Tensor]:
     """Return, tap by tap, what every output pixel sees of ``x``, (..., H, W)."""
-    if not window.shift:
+    if _is_near(window, x.shape[-2:]):
         size = output_size(x.shape[-2:], window)
         padded = F.pad(x, _padding(window))
         return [padded[..., y, x] for y, x in _tap_slices(window, size)]
-    rows, columns = (axis_table(window, axis, x.shape[axis - 2], x.device) for axis in (0, 1))
-    by_row = [x.index_select(-2, r) for r in rows.unbind(1)]
+    rows, columns = _tables(window, x.shape[-2:], x.device)
+    padded = F.pad(x, (0, 1, 0, 1))
+    by_row = [padded.index_select(-2, r) for r in rows.unbind(1)]
     return [r.index_select(-1, c) for r in by_row for c in columns.unbind(1)]
 
 
@@ -78,18 +90,19 @@ def aggregate_adjoint(grad: Tensor, weight: Tensor, size: tuple[int, int], windo
     dtype = _accumulator(grad.dtype)
     grouped = _grouped(grad.to(dtype), weight.shape[1], window)
     sent = (weight[:, :, None, k].to(dtype) * grouped for k in range(weight.shape[2]))
-    if window.shift:
-        rows, columns = (axis_table(window, axis, size[axis], grad.device).unbind(1) for axis in (0, 1))
-        out = grouped.new_zeros(*grouped.shape[:3], *size)
-        for r in rows:
-            by_row = grouped.new_zeros(*grouped.shape[:4], size[1])
-            for c in columns:
-                by_row = by_row.index_add(-1, c, next(sent))
-            out = out.index_add(-2, r, by_row)
-    else:
+    if _is_near(window, size):
         left, right, top, bottom = _padding(window)
         padded = grouped.new_zeros(*grouped.shape[:3], size[0] + top + bottom, size[1] + left + right)
         for (y, x), part in zip(_tap_slices(window, grad.shape[-2:]), sent, strict=True):
             padded[..., y, x] += part
         out = padded[..., top : top + size[0], left : left + size[1]]
+    else:
+        rows, columns = (table.unbind(1) for table in _tables(window, size, grad.device))
+        out = grouped.new_zeros(*grouped.shape[:3], size[0] + 1, size[1] + 1)
+        for r in rows:
+            by_row = grouped.new_zeros(*grouped.shape[:4], size[1] + 1)
+            for c in columns:
+                by_row = by_row.index_add(-1, c, next(sent))
+            out = out.index_add(-2, r, by_row)
+        out = out[..., : size[0], : size[1]]
     return _ungrouped(out, window).to(grad.dtype)

@@ -1,0 +1,92 @@
+"""Small numerical helpers that several folders need; it imports torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import lru_cache, wraps
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
+
+__all__ = [
+    'at_least_float32',
+    'cached_constants',
+    'full_precision',
+    'in_transform',
+    'is_depthwise',
+    'outside_modes',
+    'spread_taps',
+]
+
+T = TypeVar('T')
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a half precision ``tensor`` in float32, any other as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager:
+    """Return the context in which autocast is off on the device of ``tensor``."""
+    # The meta device has no autocast to switch off.
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+
+
+def in_transform() -> bool:
+    """Return whether this runs within a transform of ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...) or in forward mode."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def outside_modes() -> AbstractContextManager:
+    """Return the context in which a constant is made, to be kept for every later call.
+
+    A tensor made under ``inference_mode`` cannot be trained with, one made under a fake mode holds no numbers, and no
+    transform of ``torch.func`` has a say in it.
+    """
+    stack = ExitStack()
+    for context in (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _disable_current_modes(),
+        torch._C._DisableFuncTorch(),
+    ):
+        stack.enter_context(context)
+    return stack
+
+
+def cached_constants(maxsize: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Keep the last ``maxsize`` results of a function, which are made :func:`outside_modes`."""
+
+    def decorate(function: Callable[..., T]) -> Callable[..., T]:
+        @lru_cache(maxsize)
+        @wraps(function)
+        def made_once(*args: object) -> T:
+            with outside_modes():
+                return function(*args)
+
+        return made_once
+
+    return decorate
+
+
+def is_depthwise(layer: nn.Conv2d) -> bool:
+    """Return whether every channel of a convolution has its own kernel: as many groups as input and output channels."""
+    return layer.groups == layer.in_channels == layer.out_channels
+
+
+def spread_taps(kernel: Tensor, dilation: tuple[int, int]) -> Tensor:
+    """Return the undilated kernel that computes the same as ``kernel``, (..., kh, kw), with ``dilation``.
+
+    Returns:
+        (..., (kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1), zero between the taps.
+    """
+    if tuple(dilation) == (1, 1):
+        return kernel
+    sizes = [(n - 1) * d + 1 for n, d in zip(kernel.shape[-2:], dilation, strict=True)]
+    spread = kernel.new_zeros(*kernel.shape[:-2], *sizes)
+    spread[..., :: dilation[0], :: dilation[1]] = kernel
+    return spread
