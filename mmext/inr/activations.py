@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mmext.arguments import Positive
-from mmext.inr.base import Open, at_least_float32, check_chosen
+from mmext.inr.base import Open, check_chosen
+from mmext.numerics import at_least_float32
 from mmext.registry import MODELS
 
 __all__ = ['GaussianActivation', 'SineActivation', 'WaveletActivation']

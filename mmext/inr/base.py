@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
-import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from mmext.arguments import Count, Law
 from mmext.blocks.build import accepts, component
 from mmext.norms.position_norm import freeze_stats
 
-__all__ = ['CoordNetwork', 'Open', 'at_least_float32', 'build_position_norm', 'check_chosen', 'full_precision']
+__all__ = ['CoordNetwork', 'Open', 'build_position_norm', 'check_chosen']
 
 
 class CoordNetwork(BaseModule):
@@ -64,17 +62,6 @@ def build_position_norm(norm_cfg: dict, channels: int, channel_dim: int) -> nn.M
     if accepts(component(cfg), 'channel_dim'):
         cfg.setdefault('channel_dim', channel_dim)
     return build_norm_layer(cfg, channels)[1]
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return a half precision ``tensor`` in float32, any other as it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def full_precision(tensor: Tensor) -> AbstractContextManager:
-    """Return the context in which autocast is off on the device of ``tensor``."""
-    # The meta device has no autocast to switch off.
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _is_open(value: Any) -> bool:

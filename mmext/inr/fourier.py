@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmext.arguments import Few
-from mmext.inr.base import at_least_float32
 from mmext.inr.operators import MeasurementOperator
+from mmext.numerics import at_least_float32
 from mmext.registry import MODELS
 
 __all__ = ['MaskedFourierOperator']

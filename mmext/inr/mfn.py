@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.arguments import Count, Few, Positive
-from mmext.inr.base import CoordNetwork, full_precision
+from mmext.inr.base import CoordNetwork
+from mmext.numerics import full_precision
 from mmext.registry import MODELS
 
 __all__ = ['MFN']

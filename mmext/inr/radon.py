@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmext.arguments import Few
-from mmext.inr.base import at_least_float32
 from mmext.inr.operators import MeasurementOperator
+from mmext.ops.radon import radon_transform
 from mmext.registry import MODELS
 
 __all__ = ['RadonOperator']
@@ -74,8 +70,7 @@ class RadonOperator(MeasurementOperator):
     def forward(self, image: Tensor) -> Tensor:
         """Return the sinogram."""
         side = self._square(image.shape[:2])
-        image = at_least_float32(image)
-        sinogram = torch.ops.mmext.radon(image, self.angles)
+        sinogram = radon_transform(image, self.angles)
         return sinogram / side if self.normalize else sinogram
 
     @torch.no_grad()
@@ -119,106 +114,3 @@ class RadonOperator(MeasurementOperator):
 
     def extra_repr(self) -> str:
         return f'views={len(self.angles)}, normalize={self.normalize}, {super().extra_repr()}'
-
-
-# --- the transform and its transpose as operators, so that compilers need not look into sparse matrices ------------------
-
-
-@torch.library.custom_op('mmext::radon', mutates_args=(), schema='(Tensor image, float[] angles) -> Tensor')
-def _radon(image: Tensor, angles: Sequence[float]) -> Tensor:
-    side, _, channels = image.shape
-    matrix, _ = _matrices(side, tuple(angles), image.dtype, image.device)
-    return _product(matrix, image.reshape(-1, channels)).view(len(angles), side, channels)
-
-
-@torch.library.custom_op(
-    'mmext::radon_transposed', mutates_args=(), schema='(Tensor sinogram, float[] angles) -> Tensor'
-)
-def _radon_transposed(sinogram: Tensor, angles: Sequence[float]) -> Tensor:
-    _, side, channels = sinogram.shape
-    _, transposed = _matrices(side, tuple(angles), sinogram.dtype, sinogram.device)
-    return _product(transposed, sinogram.reshape(-1, channels)).view(side, side, channels)
-
-
-@_radon.register_fake
-def _(image: Tensor, angles: Sequence[float]) -> Tensor:
-    return image.new_empty(len(angles), *image.shape[1:])
-
-
-@_radon_transposed.register_fake
-def _(sinogram: Tensor, angles: Sequence[float]) -> Tensor:
-    return sinogram.new_empty(sinogram.shape[1], *sinogram.shape[1:])
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Sequence[float]], output: Tensor) -> None:
-    ctx.angles = inputs[1]
-
-
-def _radon_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.mmext.radon_transposed(grad, ctx.angles), None
-
-
-def _radon_transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.mmext.radon(grad, ctx.angles), None
-
-
-_radon.register_autograd(_radon_backward, setup_context=_save)
-_radon_transposed.register_autograd(_radon_transposed_backward, setup_context=_save)
-
-
-def _product(matrix: Tensor, columns: Tensor) -> Tensor:
-    # With a vector the product is faster than with a matrix of one column.
-    return (matrix @ columns[:, 0])[:, None] if columns.shape[1] == 1 else matrix @ columns
-
-
-# --- the matrix ----------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4)
-def _matrices(side: int, angles: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the matrix of the transform, (views * n, n * n), and its transpose.
-
-    They are kept here and not in the operator: copies of it share them, and none of them is saved.
-    """
-    counts, pixels, weights = [], [], []
-    for angle in angles:
-        detector_and_pixel, weight = _view(side, math.radians(angle))
-        counts.append(torch.bincount(detector_and_pixel // side**2, minlength=side))
-        pixels.append((detector_and_pixel % side**2).int())
-        weights.append(weight)
-    count, pixel, weight = torch.cat(counts), torch.cat(pixels), torch.cat(weights).to(dtype)
-    shape = (len(count), side**2)
-    order = torch.sort(pixel, stable=True).indices
-    rays = torch.arange(len(count), dtype=torch.int32).repeat_interleave(count)[order]
-    matrix = _csr(count, pixel, weight, shape, device)
-    return matrix, _csr(torch.bincount(pixel, minlength=side**2), rays, weight[order], shape[::-1], device)
-
-
-def _view(side: int, angle: float) -> tuple[Tensor, Tensor]:
-    """Return what one view sees: sorted keys detector * n^2 + pixel, each once, and the pixels' weights in the sums."""
-    center = side // 2
-    offset = torch.arange(side, dtype=torch.float64) - center
-    detector = torch.arange(side).expand(side, side)
-    x = offset * math.cos(angle) + offset[:, None] * math.sin(angle) + center
-    y = offset[:, None] * math.cos(angle) - offset * math.sin(angle) + center
-    left, top = x.floor(), y.floor()
-    keys, weights = [], []
-    for row, row_weight in ((top, top + 1 - y), (top + 1, y - top)):
-        for column, column_weight in ((left, left + 1 - x), (left + 1, x - left)):
-            weight = row_weight * column_weight
-            inside = (row >= 0) & (row < side) & (column >= 0) & (column < side) & (weight > 0)
-            keys.append((detector * side**2 + (row * side + column).long())[inside])
-            weights.append(weight[inside])
-    merged, place = torch.cat(keys).unique(return_inverse=True)
-    return merged, torch.zeros(len(merged), dtype=torch.float64).index_add_(0, place, torch.cat(weights))
-
-
-def _csr(count: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Return the sparse matrix with ``count`` entries in each row."""
-    # Products with 32 bit indices are five times faster.
-    index = torch.int32 if len(values) < 2**31 else torch.int64
-    starts = torch.cat([count.new_zeros(1), count.cumsum(0)]).to(index)
-    with warnings.catch_warnings():
-        # That they are in beta, and that nobody checks them.
-        warnings.filterwarnings('ignore', message='Sparse')
-        return torch.sparse_csr_tensor(starts, columns.to(index), values, shape).to(device)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from mmext.arguments import Cfg
 from mmext.contracts import DescribesSignal
 from mmext.errors import UsageError
-from mmext.inr.base import at_least_float32, full_precision
 from mmext.inr.compression import stored_bits
 from mmext.inr.fresh import choose_for_run, open_frequencies
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.operators import IdentityOperator
+from mmext.numerics import at_least_float32, full_precision
 from mmext.registry import MODELS
 
 __all__ = ['SignalModel']

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from mmext.arguments import Cfg, Pattern, Repeats
 from mmext.contracts import DescribesSignal
 from mmext.convs.conditioned import standardized
-from mmext.inr.base import CoordNetwork, full_precision
+from mmext.inr.base import CoordNetwork
 from mmext.inr.semantics import describe_image
+from mmext.numerics import full_precision
 from mmext.registry import MODELS
 
 __all__ = ['SPW']
