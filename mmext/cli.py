@@ -15,15 +15,15 @@ from mmengine.config import Config, DictAction
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.registry import HOOKS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
 from mmext.checkpoints import hand_over, load_all, read_checkpoint, serve, state_dict_of
 from mmext.contracts import HasOpenChoices
 from mmext.errors import CheckpointError, UsageError, reason
-from mmext.folding import resolve
 from mmext.hosts import build_model
+from mmext.registry import resolve
 
 __all__ = [
     'Options',
@@ -184,10 +184,14 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    from mmext.hooks.checkpoint_guard import (
+        CheckpointGuardHook,  # the hooks are slow to import, and few tools need them
+    )
+
     hooks = cfg.get('custom_hooks') or []
     if wrong := next((h for h in hooks if 'type' not in h), None) if isinstance(hooks, list) else hooks:
         raise UsageError(f'custom_hooks is a list of dict(type=...), got {wrong!r} in {args.config}')
-    if not any(hook['type'] == 'mmext.CheckpointGuardHook' for hook in hooks):
+    if not any(resolve(hook, HOOKS) is CheckpointGuardHook for hook in hooks):
         cfg.custom_hooks = [*hooks, {'type': 'mmext.CheckpointGuardHook'}]
     if cfg.get('default_scope') == 'mmpretrain':
         _set_loader_defaults(cfg)

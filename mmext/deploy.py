@@ -20,10 +20,11 @@ from mmext.checkpoints import load_all
 from mmext.contracts import HasDeployedConfig, ServesTesting, optional_state
 from mmext.errors import reason
 from mmext.export import comparable, example_inputs, max_relative_error, outputs_of
-from mmext.folding import fold_and_record, resolve
+from mmext.folding import fold_and_record
 from mmext.fusing import Fusions
 from mmext.hosts import build_model, without_pretrained
 from mmext.ops.depthwise import takes_detour
+from mmext.registry import named, resolve
 from mmext.surgery import swap_layers, unwrapped
 
 __all__ = ['deploy', 'leftovers', 'without_training_parts']
@@ -59,7 +60,7 @@ def deploy(
         RuntimeError: If the weights do not fit, the model does not run or returns nothing to compare, or the folded one does
             not compute the same.
     """
-    model_cfg = without_pretrained(_by_name(model_cfg))
+    model_cfg = without_pretrained(named(model_cfg))
     trained = build_model(model_cfg)
     trained.eval()  # not chained: the train() of some hosts' backbones returns None
     load_all(trained, state_dict)
@@ -139,22 +140,6 @@ def _prove(
             f'tolerance {tolerance:.0e}'
         )
     return rebuilt, error
-
-
-def _by_name(cfg: Any) -> Any:
-    """Return ``cfg`` with every class or function by a name that can be written and read."""
-    if isinstance(cfg, Mapping):
-        return {k: _named(v) if k == 'type' else _by_name(v) for k, v in cfg.items()}
-    if isinstance(cfg, (list, tuple)):
-        return type(cfg)(_by_name(v) for v in cfg)
-    return cfg
-
-
-def _named(kind: Any) -> Any:
-    if isinstance(kind, type) or inspect.isfunction(kind):
-        kind = f'{kind.__module__}.{kind.__qualname__}'
-    # What this pack registers has a name right under its scope.
-    return f'mmext.{kind.rpartition(".")[2]}' if isinstance(kind, str) and kind.startswith('mmext.') else kind
 
 
 def _wrapped(cfg: Any, fusions: Fusions) -> dict:
@@ -260,7 +245,7 @@ def _stock_component(cfg: dict, kept: set[type], fuse_bn: bool, switched: bool) 
     if cfg.get('dcn', 0) is None and 'stage_with_dcn' in cfg:
         cfg['stage_with_dcn'] = (False,) * len(cfg['stage_with_dcn'])
     if cls is swap_layers:
-        cfg['rules'] = [rule for rule in cfg['rules'] if not _folded_away(rule['to'], kept)]
+        cfg['rules'] = [rule for rule in cfg['rules'] if 'insert' in rule or not _folded_away(rule['to'], kept)]
         if not cfg['rules']:
             cfg = unwrapped(cfg)
     if switched and _takes_deploy(cfg):
@@ -355,7 +340,7 @@ def _reason(part: Mapping) -> str:
         what = f'{norms} fused' if fused else 'its layers are folded'
         return f'{name}, because {what}, and no argument of {_name_of(inner)} builds it so'
     if name == 'mmext.swap_layers':
-        kinds = list(dict.fromkeys(str(rule['to']['type']) for rule in part['rules']))
+        kinds = list(dict.fromkeys(str((rule.get('to') or rule['insert'])['type']) for rule in part['rules']))
         if kinds == [ROUTED]:
             sizes = ', '.join(str(rule.get('kernel_size', 'any')) for rule in part['rules'])
             why = (

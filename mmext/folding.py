@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 from mmengine.logging import print_log
-from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,7 +19,7 @@ from mmext.convs.base import ExtConv2d
 from mmext.errors import reason
 from mmext.export import example_inputs, max_relative_error, outputs_of, rounding_tolerance
 from mmext.fusing import Fusions, apply_fusions, find_fusions, open_norms
-from mmext.registry import MODELS
+from mmext.registry import MODELS, resolve
 from mmext.surgery import build_wrapped
 
 __all__ = ['fold', 'fold_and_record', 'folded', 'folds_to_plain', 'resolve']
@@ -226,9 +225,3 @@ def folds_to_plain(cfg: Any) -> bool:
         and hasattr(cls, 'fold')
         and getattr(cls, 'fold_in_deploy', True)
     )
-
-
-def resolve(cfg: Any) -> Any:
-    """Return the class or function of this pack that ``cfg['type']`` names, any other type as it stands."""
-    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
-    return ROOT_MODELS.get(kind) if isinstance(kind, str) and kind.startswith('mmext.') else kind

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ['HOSTS', 'build_from_host', 'build_model', 'without_pretrained']
+__all__ = ['HOSTS', 'build_from_host', 'build_model', 'loads_weights', 'without_pretrained']
 
 #: Import name, which is the scope in a config too, to the distribution in the maintained builds and in OpenMMLab's own.
 HOSTS = {
@@ -69,5 +69,15 @@ def without_pretrained(cfg: Any) -> Any:
     return {
         k: without_pretrained(v)
         for k, v in cfg.items()
-        if not (k == 'init_cfg' and isinstance(v, Mapping) and v.get('type') == 'Pretrained') and k != 'pretrained'
+        if not (k == 'init_cfg' and isinstance(v, Mapping) and loads_weights(v)) and k != 'pretrained'
     }
+
+
+def loads_weights(init_cfg: Mapping[str, Any]) -> bool:
+    """Tell whether an ``init_cfg`` loads a checkpoint."""
+    from mmengine.model import PretrainedInit
+    from mmengine.registry import WEIGHT_INITIALIZERS
+
+    from mmext.registry import resolve
+
+    return resolve(init_cfg, WEIGHT_INITIALIZERS) is PretrainedInit

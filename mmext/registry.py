@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine import registry as root
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.utils import get_object_from_string
 
 from mmext.arguments import guard
 
@@ -23,7 +28,7 @@ class Registry(root.Registry):
     """
 
     def get(self, key: str) -> type:
-        """Return the component called ``key``.
+        """Return the component called ``key``, or what stands at the dotted path ``key``.
 
         Raises:
             KeyError: If neither this registry nor its parents know ``key``; the message names the nearest names.
@@ -32,6 +37,8 @@ class Registry(root.Registry):
             found = super().get(key)
         except RuntimeError:
             found = None
+        if found is None and '.' in key:  # mmengine has taken the first part of the path for the scope
+            found = get_object_from_string(key if key.startswith(f'{self.scope}.') else f'{self.scope}.{key}')
         if found is None:
             name = key.rpartition('.')[2]
             known = {n.lower(): n for n in self.module_dict}  # a slip of case is a near miss
@@ -62,8 +69,81 @@ def import_systems(package: str) -> dict[str, Any]:
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         if not info.name.startswith('_'):
             module = importlib.import_module(f'{package}.{info.name}')
-            exported.update({name: getattr(module, name) for name in module.__all__})
+            for name in module.__all__:
+                value = getattr(module, name)
+                if exported.setdefault(name, value) is not value:
+                    raise ImportError(
+                        f'{module.__name__} and another module of {package} both export {name}; rename one of them'
+                    )
     return exported
+
+
+def resolve(kind: Any, registry: root.Registry = root.MODELS) -> Any:
+    """Return the class or function that a config entry means, None if there is none.
+
+    Args:
+        kind: A config with a ``type``, or what may stand as one: a registered name with or without scope, a dotted path
+            as mmengine dumps it, a class or function, or what a config with ``read_base()`` holds in the place of one.
+        registry: Where names are looked up, in the default scope.
+    """
+    if isinstance(kind, Mapping):
+        kind = kind.get('type')
+    if isinstance(kind, (LazyObject, LazyAttr)):
+        kind = kind.build()
+    if not isinstance(kind, str):
+        return kind
+    try:
+        with registry.switch_scope_and_registry(None) as scoped:
+            found = scoped.get(kind)
+    except (KeyError, RuntimeError):
+        return None
+    return found if callable(found) else None
+
+
+def require(kind: Any, registry: root.Registry = root.MODELS) -> Any:
+    """Return what :func:`resolve` returns.
+
+    Raises:
+        KeyError: If there is none; the message names the nearest names.
+    """
+    found = resolve(kind, registry)
+    if found is None:
+        name = kind.get('type') if isinstance(kind, Mapping) else kind
+        found = ALL[registry.name].get(str(name))
+    return found
+
+
+def takes(cls: Any, argument: str) -> bool:
+    """Tell whether a class or function has an argument of this name, be it one that a class passes on to its base."""
+    parameters = inspect.signature(cls).parameters
+    if argument in parameters:
+        return True
+    passes_on = inspect.isclass(cls) and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return passes_on and any(takes(base, argument) for base in cls.__mro__[1:2] if base is not object)
+
+
+def name_of(kind: Any, registry: root.Registry = root.MODELS) -> str:
+    """Return the shortest name under which :func:`resolve` finds a class or function from any scope."""
+    top = kind.__module__.partition('.')[0]
+    for found in (registry, registry.children.get(top)):
+        for name, known in (found.module_dict if found else {}).items():
+            if known is kind:
+                return name if found is registry else f'{top}.{name}'
+    return f'{kind.__module__}.{kind.__qualname__}'
+
+
+def named(cfg: Any) -> Any:
+    """Return ``cfg`` with names in the place of classes and functions, as a file can hold them."""
+    if isinstance(cfg, Mapping):
+        return {key: named(value) for key, value in cfg.items()}
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(named(value) for value in cfg)
+    if isinstance(cfg, (LazyObject, LazyAttr)):
+        cfg = cfg.build()
+    if isinstance(cfg, str) and re.fullmatch(r'mmext(\.\w+){2,}', cfg):  # a path of this pack, as mmengine dumps it
+        found = resolve(cfg)
+        cfg = cfg if found is None else found
+    return name_of(cfg) if inspect.isclass(cfg) or inspect.isfunction(cfg) else cfg
 
 
 def _child(name: str, parent: root.Registry, *locations: str) -> Registry:

@@ -21,7 +21,7 @@ from registered import ARGUMENTS, members
 from torch import nn
 
 import mmext
-from mmext.registry import ALL, Registry
+from mmext.registry import ALL, Registry, import_systems, name_of, named, resolve
 
 PACKAGE = Path(mmext.__file__).parent
 SCOPES = [None, 'mmdet', 'mmseg', 'mmpretrain']
@@ -111,6 +111,88 @@ def test_importing_again_changes_nothing():
     mmext._teach_config_scopes()
     assert {kind: registry.module_dict for kind, registry in ALL.items()} == before
     assert table == MODULE2PACKAGE
+
+
+def test_two_modules_of_a_package_export_different_names(tmp_path, monkeypatch):
+    (tmp_path / 'twins').mkdir()
+    for name, code in (
+        ('__init__', ''),
+        ('a', '__all__ = ["F"]\nF = object()'),
+        ('b', 'from twins.a import F\n__all__ = ["F"]'),
+    ):
+        (tmp_path / 'twins' / f'{name}.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(import_systems('twins')) == ['F']
+    (tmp_path / 'twins' / 'c.py').write_text('__all__ = ["F"]\nF = object()')
+    with pytest.raises(ImportError, match=r'twins\.c and another module of twins both export F'):
+        import_systems('twins')
+
+
+# --- classes, paths and names as types -----------------------------------------------------------------------------------
+
+LAZY = """
+from mmengine.config import read_base
+with read_base():
+    from .base import *
+from mmext.convs.refconv import RefConv2d
+from mmext.surgery import swap_layers
+default_scope = None
+model = dict(type=swap_layers, model=model, rules=[dict(kernel_size=3, to=dict(type=RefConv2d))])
+"""
+
+
+@pytest.fixture
+def lazy(tmp_path):
+    """A config with ``read_base()`` and classes as types."""
+    base = (
+        'from mmpretrain.models import ResNet\nmodel = dict(type=ResNet, depth=18, base_channels=8, stem_channels=8)\n'
+    )
+    (tmp_path / 'base.py').write_text(base)
+    (tmp_path / 'new.py').write_text(LAZY)
+    return Config.fromfile(tmp_path / 'new.py')
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_a_new_style_config_its_dump_and_its_names_build_the_same(scope, lazy, tmp_path):
+    lazy.dump(tmp_path / 'dumped.py')
+    again = Config.fromfile(tmp_path / 'dumped.py')
+    assert again.model.type == 'mmext.surgery.swap_layers'
+    by_name = Config(dict(model=named(lazy.model)))
+    assert by_name.model.type == 'mmext.swap_layers'
+    assert by_name.model.rules[0]['to']['type'] == 'mmext.RefConv2d'
+    assert by_name.model.model.type == 'mmpretrain.ResNet'
+    by_name.dump(tmp_path / 'named.py')
+    shapes = []
+    for cfg in (lazy, again, Config.fromfile(tmp_path / 'named.py')):
+        with in_scope(scope):
+            shapes.append({k: v.shape for k, v in MODELS.build(cfg.model).state_dict().items()})
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert any('map_weight' in key for key in shapes[0])
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+@pytest.mark.parametrize(('kind', 'name'), COMPONENTS)
+def test_every_component_is_found_by_name_path_and_class(kind, name, scope):
+    registry = ALL[kind].parent
+    component = ALL[kind].module_dict[name]
+    path = f'{component.__module__}.{component.__qualname__}'
+    with in_scope(scope):
+        for given in (f'mmext.{name}', component, dict(type=component), dict(type=f'mmext.{name}'), path):
+            assert resolve(given, registry) is component
+    assert name_of(component, registry) == f'mmext.{name}'
+    assert resolve(dict(type=f'mmext.{name}x'), registry) is None
+
+
+def test_names_of_foreign_classes_lead_back_to_them():
+    from mmdet.models import FPN
+    from mmengine.optim import AmpOptimWrapper
+
+    assert name_of(FPN) == 'mmdet.FPN'
+    assert name_of(AmpOptimWrapper, mmengine.registry.OPTIM_WRAPPERS) == 'AmpOptimWrapper'
+    assert name_of(nn.Conv2d) in ('Conv', 'Conv2d')
+    for kind in (FPN, nn.Conv2d, nn.Softplus):
+        assert resolve(name_of(kind)) is kind
+    assert [resolve(kind) for kind in (None, {}, dict(model=1), 'json', 'no.such.path', 3)] == [None] * 5 + [3]
 
 
 # --- bases of other packages ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ import copy
 import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from mmext.activations.leni import LENI
 from mmext.convs.refconv import RefConv2d
 from mmext.export import export_onnx
 from mmext.folding import fold
-from mmext.surgery import CallSites, swap_layers
+from mmext.registry import named
+from mmext.surgery import CallSites, distance, merge_swap, swap_layers, undo_swap, verdict
+from mmext.surgery.layout import ChannelsLast, channel_axis
 
 REFCONV = dict(to=dict(type='mmext.RefConv2d'))
 LENI_RULE = dict(layer='ReLU', to=dict(type='mmext.LENI'))
@@ -145,15 +148,15 @@ def test_copies_and_pickles_compute_the_same():
 
 
 def test_compilers_and_exporters_see_every_call_site(tmp_path):
-    model = lively()
-    x = torch.randn(1, 3, 32, 32)
+    model = nn.Sequential(lively().layer2[0])
+    x = torch.randn(1, 8, 8, 8)
     with torch.no_grad():
-        expected = model(x)[-1]
+        expected = model(x)
         compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-        torch.testing.assert_close(compiled(x)[-1], expected)
-        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x)[-1], expected)
-        torch.testing.assert_close(torch.jit.trace(model, x)(x)[-1], expected)
-        assert torch.equal(torch.fx.symbolic_trace(model)(x)[-1], expected)
+        torch.testing.assert_close(compiled(x), expected)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
+        assert torch.equal(torch.fx.symbolic_trace(model)(x), expected)
     assert export_onnx(model, x, tmp_path / 'model.onnx') < 1e-5
 
 
@@ -279,7 +282,9 @@ def test_log_tells_what_was_replaced(caplog):
     handler.emit = lambda record: records.append(record.getMessage())
     logger.addHandler(handler)
     swapped([dict(kernel_size=7, **REFCONV)])
-    assert any('replaced 1 layers of ResNet' in r and 'conv1  Conv2d -> RefConv2d' in r for r in records)
+    assert any(
+        'changed ResNet' in r and 'conv1  Conv2d -> RefConv2d' in r and 'checkpoint: exact' in r for r in records
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,7 +293,7 @@ def test_log_tells_what_was_replaced(caplog):
         ([dict(match='layr4.1.conv1', **REFCONV)], ValueError, r"found no layer.*nearest names are \['layer4.1.conv1'"),
         ([dict(kernel_size=5, **REFCONV)], ValueError, "found no layer.*'kernel_size': 5"),
         ([dict(to=dict(type='mmext.LENI'))], ValueError, "layer='ReLU'"),
-        ([dict(regex='conv', **REFCONV)], ValueError, r"rules take \['depthwise'"),
+        ([dict(regex='conv', **REFCONV)], ValueError, r"rules take \['channel_axis'"),
         ([dict(match='conv')], ValueError, 'needs to=dict'),
         ([dict(match='layer(', **REFCONV)], ValueError, r"regular expression as match, and 'layer\(' is none"),
         ([], ValueError, 'at least one rule'),
@@ -392,3 +397,338 @@ def test_pretrained_weights_of_the_config_reach_layers_that_keep_no_kernel(tmp_p
         model.eval()
         stock.eval()  # not chained: mmpretrain's train() returns None
         torch.testing.assert_close(model(x)[0], stock(x)[0], rtol=1e-4, atol=1e-5)
+
+
+# --- where the channels are ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'axis'),
+    [
+        ([(1, 8, 16, 16), (1, 8, 24, 24)], 1),
+        ([(1, 16, 16, 16), (1, 24, 24, 16)], 3),
+        ([(1, 17, 192), (1, 37, 192)], 2),
+        ([(1, 8, 1, 1), (1, 8, 1, 1)], 1),
+        ([(4, 256, 7, 7)], 1),
+        ([(4, 7, 7, 256)], 3),
+        ([(1, 8)], 1),
+        ([(1, 7, 7, 7)], None),
+        ([(1, 300, 256)], None),
+        ([(1, 8, 16, 16), (1, 16, 8, 8)], None),
+        ([(1, 8, 16, 16), (1, 8, 16)], None),
+    ],
+)
+def test_the_axis_of_the_channels_is_the_one_that_stays(shapes, axis):
+    assert channel_axis(shapes) == axis
+
+
+@pytest.mark.parametrize('size', [64, 96, 160])
+def test_an_activation_with_the_channels_last_is_transposed(size, tmp_path):
+    cfg = dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 16, 16]), out_indices=(3,))
+    model = swap_layers(cfg, [dict(layer='GELU', first=2, to=dict(type='mmext.LENI', init_neg=1.0))])
+    act = model.stages[0][0].act
+    assert isinstance(act, ChannelsLast)
+    assert act.layer.num_channels == 32
+    model.eval()
+    shake(model)
+    x = torch.randn(2, 3, size, size)
+    expected = model(x)[-1]
+    torch.testing.assert_close(fold(model)(x)[-1], expected, rtol=1e-4, atol=1e-5)
+    assert export_onnx(model, x, tmp_path / 'model.onnx') < 1e-4
+
+
+def test_tokens_are_refused_by_name_where_a_map_is_needed():
+    vit = dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=64)
+    with pytest.raises(ValueError, match=r'place of layers\.0\.ffn\..*given tokens of the shape \(1, 17, 768\).*skip='):
+        swap_layers(vit, [dict(layer='GELU', first=1, to=dict(type='mmext.LENI'))])
+
+
+def test_an_activation_that_two_modules_hold_is_replaced_where_it_is_called():
+    cfg = dict(type='mmseg.MixVisionTransformer', embed_dims=8, num_layers=[1] * 4, num_heads=[1, 2, 4, 8])
+    model = swap_layers(cfg, [dict(layer='GELU', to=dict(type='mmext.LENI', init_neg=1.0))])
+    ffn = model.layers[0][1][0].ffn
+    assert isinstance(ffn.layers[2], LENI)
+    assert ffn.layers[2].num_channels == 32
+    assert len(model(torch.randn(1, 3, 64, 64))) == 4
+
+
+def test_calls_in_a_loop_share_a_layer_if_they_see_the_same_channels():
+    class Host(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(channels))
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            for conv in self.convs:
+                x = self.act(conv(x))
+            return self.act(x)
+
+    model = swap_layers(Host((3, 8, 8)), [LENI_RULE])
+    assert [layer.num_channels for layer in model.act] == [8, 8]
+    assert model(torch.randn(1, 3, 8, 8)).shape == (1, 8, 8, 8)
+    with pytest.raises(
+        ValueError, match=r'cannot tell which axis of what act .* shapes \[\(1, 8, 64, 64\), \(1, 4, 64, 64\)'
+    ):
+        swap_layers(Host((3, 8, 4)), [LENI_RULE])
+
+
+HEADS = {
+    'two stages': (
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        dict(match='roi_head', layer='ReLU', to=dict(type='PReLU')),
+    ),
+    'two stages, backbone': (
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        dict(match='backbone', layer='ReLU', to=dict(type='mmext.LENI')),
+    ),
+    'mask head': (
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        dict(match='mask_head', layer='ReLU', to=dict(type='mmext.LENI')),
+    ),
+    'queries': (
+        'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+        dict(match='encoder.*ffn', layer='ReLU', to=dict(type='PReLU')),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_a_whole_detector_is_tried_with_made_samples(name):
+    config, rule = HEADS[name]
+    cfg = get_config(config)
+    init_default_scope('mmdet')
+    cfg.model.backbone.update(init_cfg=None, depth=18 if 'bottleneck' in name else 50, base_channels=4, stem_channels=4)
+    cfg.model.neck.in_channels = [16 * 2**i for i in range(len(cfg.model.neck.in_channels))]
+    if name == 'queries':
+        cfg.model.neck.in_channels = [128]
+    model = swap_layers(cfg.model, rules=[rule])
+    new = {n for n, m in model.named_modules() if isinstance(m, (LENI, nn.PReLU))}
+    assert new
+    assert all(any(part in n for part in ('roi_head', 'backbone', 'encoder')) for n in new)
+
+
+def test_heads_of_vectors_are_tried_alone_and_others_name_what_helps():
+    init_default_scope('mmpretrain')
+    neck = dict(type='NonLinearNeck', in_channels=16, hid_channels=32, out_channels=8, with_avg_pool=False)
+    assert any(
+        isinstance(m, nn.PReLU) for m in swap_layers(neck, [dict(layer='ReLU', to=dict(type='PReLU'))]).modules()
+    )
+    with pytest.raises(ValueError, match=r'given tensors of the shape \(1, 32\).*skip='):
+        swap_layers(neck, [LENI_RULE])
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 8, 1), nn.ReLU()
+
+        def forward(self, features, proposals):
+            return self.act(self.conv(features))
+
+    with pytest.raises(ValueError, match=r'whole model.* or write num_channels in to'):
+        swap_layers(Odd(), [LENI_RULE])
+    told = swap_layers(Odd(), [dict(layer='ReLU', channel_axis=1, to=dict(type='mmext.LENI', num_channels=8))])
+    assert told(torch.randn(1, 3, 4, 4), None).shape == (1, 8, 4, 4)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('rule', 'message'),
+    [
+        (None, 'takes dictionaries as rules'),
+        ([REFCONV], 'takes dictionaries as rules'),
+        (dict(to=None), 'needs to=dict'),
+        (dict(to='mmext.RefConv2d'), 'needs to=dict'),
+        *((dict(REFCONV, match=v), 'regular expression in quotes as match') for v in (3, ['a'], b'a')),
+        (dict(REFCONV, match='a' * 3 + '('), 'regular expression as match'),
+        (dict(REFCONV, skip=3), 'regular expression in quotes as skip'),
+        *((dict(REFCONV, kernel_size=v), 'as kernel_size') for v in (3.0, float('nan'), '3', (3, 3, 3), 0, True)),
+        *((dict(REFCONV, stage=v), 'as stage') for v in ('1', 1.5, (1, '2'), -1)),
+        *((dict(REFCONV, first=v), 'as first') for v in (-1, '2', 1.5, 0)),
+        (dict(REFCONV, keep_weights='no'), 'True or False as keep_weights'),
+        (dict(REFCONV, groups=1.5), 'as groups'),
+        (dict(REFCONV, channel_axis=2), '1 or -1 as channel_axis'),
+        *((dict(to=dict(type='mmext.RefConv2d', **{k: 16})), f'another {k}') for k in ('in_channels', 'out_channels')),
+        (dict(kernel_size=3, to=dict(type='mmext.RefConv2d', stride=4)), 'another stride .*leave stride out'),
+        (
+            dict(kernel_size=3, to=dict(type='mmext.RefConv2d', kernel_size=5)),
+            '2 and 2 pixels smaller; give the padding',
+        ),
+        (dict(insert=dict(type='mmext.LENI')), 'one of after, before, around'),
+        (dict(insert=dict(type='mmext.LENI'), after='layer1', before='layer1'), 'one of after, before, around'),
+        (dict(insert=dict(type='mmext.LENI'), after='layr1'), r"found nothing .*nearest names are \['layer1'"),
+        (dict(insert=dict(type='mmext.LENI'), after='layer1', to=1), 'rules take'),
+        (dict(insert=dict(type='Conv2d', kernel_size=3), after='layer1'), r'Conv2d after layer1 .*it makes'),
+    ],
+)
+def test_every_malformed_rule_is_one_sentence(rule, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        swapped([rule])
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('model', [None, 3, {}, dict(depth=18), ''])
+def test_a_model_that_is_none_is_refused(model):
+    with pytest.raises((ValueError, KeyError), match=r"needs model='TypeName'|is not"):
+        swap_layers(model, [REFCONV])
+
+
+@pytest.mark.parametrize('shape', [3, (3, 64), (3, 64, 0), (3, 64, 6.4), 'abc'])
+def test_an_input_shape_that_is_none_is_refused(shape):
+    with pytest.raises(ValueError, match=r'takes \(C, H, W\)'):
+        swapped([REFCONV], input_shape=shape)
+
+
+def test_a_rule_whose_layers_are_taken_says_so_and_shows_what_was_written():
+    late = dict(match='layer4', kernel_size=3, to=dict(type='mmext.DEConv2d'))
+    with pytest.raises(ValueError, match=r'earlier rule.* took all 4 layers .*put the narrower rule first') as caught:
+        swapped([dict(kernel_size=3, **REFCONV), late])
+    assert 'keep_weights' not in str(caught.value)
+    assert sum(type(m).__name__ == 'DEConv2d' for m in swapped([late, dict(kernel_size=3, **REFCONV)]).modules()) == 4
+
+
+# --- blocks beside what is there -------------------------------------------------------------------------------------------
+
+BRANCH = dict(type='mmext.ParallelBranch', branch=dict(type='Conv2d', kernel_size=3, padding=1))
+INSERTIONS = [
+    dict(after='layer3', insert=dict(type='mmext.MetaBasicBlock', expansion=1)),
+    dict(before='layer2', insert=dict(type='mmext.PartialSO')),
+    dict(after=r'layer[14]\.0\.conv1', insert=dict(type='Conv2d', kernel_size=3, padding=1)),
+    dict(around=r'layer\d\.1\.conv2', insert=BRANCH),
+    dict(after='layer3', insert=dict(type='Conv2d', kernel_size=1)),
+    dict(before='relu', insert=dict(type='mmext.LENI', init_neg=0.5)),
+]
+
+
+@pytest.mark.parametrize('rule', INSERTIONS)
+def test_a_block_is_inserted_and_everything_else_keeps_name_and_value(rule):
+    stock = shake(ROOT_MODELS.build(RESNET))
+    stock.eval()
+    model = swapped([rule])
+    missing, unexpected = model.load_state_dict(stock.state_dict(), strict=False)
+    assert not unexpected
+    assert missing
+    assert all('inserted_' in key for key in missing)
+    assert set(dict(model.named_parameters())) == {k for k in model.state_dict() if k in dict(model.named_parameters())}
+    model.eval()
+    x = torch.randn(1, 3, 48, 64)
+    for a, b in zip(stock(x), model(x), strict=True):
+        torch.testing.assert_close(a, b)
+    # It learns: the gradient reaches the block, and once it moved the outputs differ.
+    sum(y.sum() for y in model(x)).backward()
+    assert any(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if 'inserted_' in n and p.grad is not None)
+    shake(model)
+    expected = model(x)[-1]
+    assert not torch.allclose(expected, stock(x)[-1])
+    with torch.no_grad():
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), fold(copy.deepcopy(model))):
+            torch.testing.assert_close(other(x)[-1], expected, rtol=1e-4, atol=1e-4)
+    other = swapped([rule])
+    other.load_state_dict(model.state_dict())
+    other.eval()
+    assert torch.equal(other(x)[-1], expected)
+
+
+def test_compilers_and_exporters_see_inserted_blocks(tmp_path):
+    model = shake(swapped([INSERTIONS[i] for i in (1, 2, 3, 4)]))
+    model.eval()
+    for part, x in ((model.layer1, torch.randn(1, 8, 8, 8)), (model.layer3, torch.randn(1, 16, 8, 8))):
+        with torch.no_grad():
+            compiled = torch.compile(part, fullgraph=True, backend='aot_eager')
+            torch.testing.assert_close(compiled(x), part(x))
+        assert export_onnx(part, x, tmp_path / 'model.onnx') < 1e-4
+
+
+def test_blocks_may_start_as_they_are_and_stand_behind_a_layer_that_folds():
+    own = swapped([dict(after='layer3', identity=False, insert=dict(type='Conv2d', kernel_size=1))])
+    assert isinstance(own.layer3.inserted_after, nn.Conv2d)
+    assert len(own.layer3) == 2
+    assert len(list(own.layer3)) == 2
+    both = [
+        dict(kernel_size=3, **REFCONV),
+        dict(after=r'layer1\.0\.conv1', insert=dict(type='mmext.RefConv2d', kernel_size=3, padding=1)),
+    ]
+    model = shake(swapped(both))
+    model.eval()
+    x = torch.randn(1, 3, 32, 32)
+    expected = model(x)[-1]
+    for fuse in (False, True):
+        folded = fold(copy.deepcopy(model), fuse_bn=fuse)
+        assert not any(isinstance(m, RefConv2d) for m in folded.modules())
+        torch.testing.assert_close(folded(x)[-1], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_fusions_of_the_hosts_do_not_pass_over_a_block():
+    from mmcv.cnn import fuse_conv_bn
+
+    model = swapped([dict(after=r'layer1\.0\.conv1', insert=dict(type='Conv2d', kernel_size=1))])
+    model.eval()
+    model.layer1[0].bn1.running_var.fill_(4.0)
+    with pytest.raises(TypeError, match=r'has a block of mmext\.swap_layers beside it'):
+        fuse_conv_bn(model)
+    model.layer1[0].conv1.weight = nn.Parameter(torch.randn_like(model.layer1[0].conv1.weight))
+
+
+def test_a_swap_is_taken_back_and_made_permanent():
+    stock = shake(ROOT_MODELS.build(RESNET))
+    stock.eval()
+    x = torch.randn(1, 3, 32, 32)
+    expected = stock(x)[-1]
+    rules = [dict(kernel_size=3, **REFCONV), LENI_RULE, *INSERTIONS[1:4]]
+    model = swap_layers(copy.deepcopy(stock), rules)
+    undone = undo_swap(copy.deepcopy(model))
+    assert list(undone.state_dict()) == list(stock.state_dict())
+    assert [type(m) for m in undone.modules()] == [type(m) for m in stock.modules()]
+    torch.testing.assert_close(undone(x)[-1], expected)
+    with pytest.raises(ValueError, match='undo_swap found nothing'):
+        undo_swap(undone)
+    shake(model)
+    model.eval()
+    expected = model(x)[-1]
+    merged, stay = merge_swap(model)
+    torch.testing.assert_close(merged(x)[-1], expected, rtol=1e-3, atol=1e-3)
+    assert any('relu' in name for name in stay)
+    assert not any(isinstance(m, RefConv2d) for m in merged.modules())
+
+
+def test_rules_with_classes_survive_in_a_dumped_config(tmp_path):
+    from mmengine.config import Config
+
+    rules = [dict(after='layer3', insert=dict(type=LENI)), dict(kernel_size=3, to=dict(type=RefConv2d))]
+    cfg = Config(dict(model=named(dict(type=swap_layers, model=RESNET, rules=rules))))
+    cfg.dump(tmp_path / 'cfg.py')
+    again = Config.fromfile(tmp_path / 'cfg.py')
+    keys = [list(ROOT_MODELS.build(c).state_dict()) for c in (again.model, dict(cfg.model, rules=rules))]
+    assert keys[0] == keys[1]
+
+
+# --- what is taken over ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('to', 'taken'),
+    [
+        (dict(type='mmext.RefConv2d'), 'exact'),
+        (dict(type='mmext.RepSO2d'), 'exact'),
+        (dict(type='mmext.OneWayConv2d'), 'none'),
+    ],
+)
+def test_the_log_tells_how_a_checkpoint_is_taken(to, taken, monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmext.surgery.swap.print_log', lambda text, **_: lines.extend(text.splitlines()))
+    swapped([dict(stage=1, kernel_size=3, to=to)])
+    found = [line.rpartition(': ')[2] for line in lines[1:]]
+    assert len(found) == 4
+    assert all(f.startswith(taken) for f in found), found
+
+
+def test_the_distance_is_that_of_the_outputs_and_changes_nothing():
+    old, new = nn.Conv2d(4, 4, 3, padding=1), RefConv2d(4, 4, 3, padding=1)
+    before = copy.deepcopy(new.state_dict())
+    assert verdict(distance(old, new)) == 'exact'
+    assert all(torch.equal(v, before[k]) for k, v in new.state_dict().items())
+    assert verdict(distance(nn.ReLU(), LENI(4), (1, 4, 8, 8))) == 'exact'
+    assert verdict(distance(nn.GELU(), LENI(4), (1, 4, 8, 8))).startswith('near (0.')
+    assert verdict(distance(old, nn.Conv2d(4, 4, 3))) == 'none'

@@ -12,7 +12,7 @@ from mmengine.evaluator import DumpResults
 from mmext import cli
 from mmext.contracts import ShowsPredictions
 from mmext.errors import UsageError
-from mmext.folding import resolve
+from mmext.registry import resolve
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

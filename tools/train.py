@@ -9,11 +9,13 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from mmext import cli
 from mmext.checkpoints import hand_over, newest_checkpoint
 from mmext.errors import UsageError
+from mmext.registry import name_of, resolve
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'mmext.SAGDOptimWrapper': 'mmext.SAGDAmpOptimWrapper'}
 
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> Runner:
 def enable_amp(cfg: Config) -> None:
     """Replace the optimizer wrapper by the one that does the same in mixed precision."""
     wrapper = cfg.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
+    given = resolve(wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
+    kind = wrapper.type if given is None else name_of(given, OPTIM_WRAPPERS)
     if kind not in (*AMP_WRAPPERS, *AMP_WRAPPERS.values()):
         raise UsageError(
             f'--amp replaces the optimizer wrappers {", ".join(AMP_WRAPPERS)}, got {kind}; set its mixed-precision '

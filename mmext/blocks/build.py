@@ -11,29 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmcv.cnn import ConvModule
-from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from mmext.registry import MODELS
+from mmext.registry import MODELS, require
 
-__all__ = ['accepts', 'build_operator', 'component', 'with_num_channels']
+__all__ = ['accepts', 'build_operator', 'with_num_channels']
 
 # The arguments of nn.Conv2d that ConvModule passes on itself; the others travel in its conv_cfg.
 _GEOMETRY = ('kernel_size', 'padding', 'dilation', 'groups', 'bias', 'padding_mode')
-
-
-def component(cfg: Mapping[str, Any]) -> Any:
-    """Return the class or function that ``cfg['type']`` names, as mmcv's builders resolve it.
-
-    Raises:
-        KeyError: If no registry knows the name; the message names the nearest names.
-    """
-    kind = cfg['type']
-    if not isinstance(kind, str):
-        return kind
-    with ROOT_MODELS.switch_scope_and_registry(None) as registry:
-        found = registry.get(kind)
-    return MODELS.get(kind) if found is None else found
 
 
 def accepts(cls: Any, argument: str) -> bool:
@@ -43,7 +28,7 @@ def accepts(cls: Any, argument: str) -> bool:
 
 def with_num_channels(act_cfg: dict | None, channels: int) -> dict | None:
     """Return ``act_cfg`` with ``num_channels`` filled in where the activation takes it, as ``mmext.LENI`` does."""
-    if act_cfg is None or not accepts(component(act_cfg), 'num_channels'):
+    if act_cfg is None or not accepts(require(act_cfg), 'num_channels'):
         return act_cfg
     return {'num_channels': channels, **act_cfg}
 
@@ -72,7 +57,7 @@ def build_operator(
         act_cfg: The block's activation after this operator.
         **hints: Further arguments for a whole operator, each passed only if it takes it.
     """
-    cls = component(cfg)
+    cls = require(cfg)
     if accepts(cls, 'act_cfg'):
         known = {'norm_cfg': norm_cfg, 'act_cfg': act_cfg, **hints}
         known = {name: value for name, value in known.items() if accepts(cls, name)}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmext.arguments import Cfg, Count, DropRate, Positive, at_most
-from mmext.blocks.build import build_operator, component, with_num_channels
-from mmext.registry import MODELS
+from mmext.blocks.build import build_operator, with_num_channels
+from mmext.registry import MODELS, require
 
 __all__ = ['LIGHT_BLOCKS', 'MetaBasicBlock', 'MetaLightBlock']
 
@@ -106,7 +106,7 @@ class MetaBasicBlock(BaseModule):
             layer = dict(kernel_size=1)
             if name.startswith('so'):
                 layer = dict(kernel_size=3, groups=in_channels)
-                if conv_cfg is not None and component(cfg) is nn.Conv2d:
+                if conv_cfg is not None and require(cfg) is nn.Conv2d:
                     cfg = {**cfg, **conv_cfg}
             operators[name] = build_operator(
                 cfg,

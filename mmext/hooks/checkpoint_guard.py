@@ -8,6 +8,7 @@ from torch import nn
 
 from mmext.checkpoints import compare, hand_over, read_checkpoint, release, serve, state_dict_of, unwrap
 from mmext.errors import CheckpointError
+from mmext.hosts import loads_weights
 from mmext.registry import HOOKS
 
 __all__ = ['CheckpointGuardHook']
@@ -68,4 +69,4 @@ def _pretrained(module: nn.Module) -> list[dict]:
     cfgs = getattr(module, 'init_cfg', None) or []
     cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
     # What is downloaded or comes from a model zoo is mmengine's to check.
-    return [c for c in cfgs if c.get('type') == 'Pretrained' and '://' not in (c.get('checkpoint') or '://')]
+    return [c for c in cfgs if loads_weights(c) and '://' not in (c.get('checkpoint') or '://')]

@@ -10,8 +10,9 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmext.arguments import Count, Law
-from mmext.blocks.build import accepts, component
+from mmext.blocks.build import accepts
 from mmext.norms.position_norm import freeze_stats
+from mmext.registry import require
 
 __all__ = ['CoordNetwork', 'Open', 'build_position_norm', 'check_chosen']
 
@@ -59,7 +60,7 @@ def build_position_norm(norm_cfg: dict, channels: int, channel_dim: int) -> nn.M
     cfg: dict[str, Any] = dict(norm_cfg)
     if cfg.get('type') == 'BN' and channel_dim == -1:
         cfg['type'] = 'BN1d'
-    if accepts(component(cfg), 'channel_dim'):
+    if accepts(require(cfg), 'channel_dim'):
         cfg.setdefault('channel_dim', channel_dim)
     return build_norm_layer(cfg, channels)[1]
 

@@ -10,11 +10,11 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Few
-from mmext.blocks.build import accepts, component
+from mmext.blocks.build import accepts
 from mmext.contracts import DrawsLinear, IsComplex
 from mmext.fusing import fuse_affine, norm_affine
 from mmext.inr.base import CoordNetwork, build_position_norm
-from mmext.registry import MODELS
+from mmext.registry import MODELS, require
 
 __all__ = ['CoordMLP']
 
@@ -83,7 +83,7 @@ class CoordMLP(CoordNetwork):
                 f'CoordMLP has {in_features=} and an encoding of {self.encoding.in_features} coordinates; give the number '
                 'to the network only'
             )
-        activation = component(act_cfg)
+        activation = require(act_cfg)
         self.complex_valued = isinstance(activation, IsComplex) and activation.complex_valued
         if self.complex_valued and norm_cfg is not None:
             raise ValueError(

@@ -14,10 +14,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmext.blocks.build import component
 from mmext.contracts import HasFrequency
 from mmext.inr.grid import coordinate_grid
-from mmext.registry import DATASETS, MODELS
+from mmext.registry import DATASETS, MODELS, require
 
 __all__ = [
     'OpenFrequency',
@@ -114,7 +113,7 @@ def choose_frequencies(
             f'act_cfg={cfg.get("act_cfg")}; give it one of them'
         )
     part = next((p for p in able if any(map(_open, cfg[p].values()))), able[0])
-    argument, grid_of_values = component(cfg[part]).frequency
+    argument, grid_of_values = require(cfg[part]).frequency
     side = min(*target.shape[-2:], 1024)
     wanted = diagonal_spectrum(target, crop, fold)
     coords = coordinate_grid(side, side, device=target.device)
@@ -225,7 +224,7 @@ def _open(value: Any) -> bool:
 
 
 def _frequency(part: Mapping[str, Any]) -> tuple[str, Sequence[float]] | None:
-    found = component(part)
+    found = require(part)
     return found.frequency if isinstance(found, HasFrequency) else None
 
 

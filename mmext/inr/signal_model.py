@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from mmext.inr.fresh import choose_for_run, open_frequencies
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.operators import IdentityOperator
 from mmext.numerics import at_least_float32, full_precision
-from mmext.registry import MODELS
+from mmext.registry import MODELS, resolve
 
 __all__ = ['SignalModel']
 
@@ -113,7 +114,9 @@ class SignalModel(BaseModel):
     @staticmethod
     def show_predictions(cfg: Config, folder: str) -> None:
         """Let :class:`mmext.SignalPictureHook` write into ``folder``."""
-        pictures = [h for h in cfg.get('custom_hooks') or [] if h['type'] == 'mmext.SignalPictureHook']
+        from mmext.inr.signal_picture_hook import SignalPictureHook
+
+        pictures = [h for h in cfg.get('custom_hooks') or [] if resolve(h, HOOKS) is SignalPictureHook]
         if not pictures:
             raise UsageError(
                 "--show-dir needs dict(type='mmext.SignalPictureHook') in the custom_hooks of a coordinate network; the "

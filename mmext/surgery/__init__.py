@@ -1,6 +1,20 @@
 """Put layers of this pack into any existing model, by rules in a config, and keep its weights and its keys."""
 
-from mmext.surgery.sites import CallSites
+from mmext.surgery.insert import inserted_blocks
+from mmext.surgery.sites import CallSites, host_class
 from mmext.surgery.swap import build_wrapped, swap_layers, unwrapped
+from mmext.surgery.takeover import distance, verdict
+from mmext.surgery.undo import merge_swap, undo_swap
 
-__all__ = ['CallSites', 'build_wrapped', 'swap_layers', 'unwrapped']
+__all__ = [
+    'CallSites',
+    'build_wrapped',
+    'distance',
+    'host_class',
+    'inserted_blocks',
+    'merge_swap',
+    'swap_layers',
+    'undo_swap',
+    'unwrapped',
+    'verdict',
+]

@@ -16,9 +16,11 @@ class ChannelsLast(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Map (N, ..., C) to the same shape."""
-        return self.layer(x.movedim(-1, 1)).movedim(1, -1)
+        # Not movedim(): ONNX takes no negative axes there.
+        y = self.layer(*(x.permute(0, x.ndim - 1, *range(1, x.ndim - 1)) for x in inputs))
+        return y.permute(0, *range(2, y.ndim), 1)
 
 
 def channel_axis(shapes: Sequence[tuple[int, ...]]) -> int | None:

@@ -7,33 +7,42 @@ from typing import Annotated, Any
 
 from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmext.arguments import Cfg, Count, checked, some
 from mmext.contracts import shown_by
 from mmext.hosts import build_from_host
-from mmext.registry import MODELS
+from mmext.registry import MODELS, resolve
+from mmext.surgery.insert import Gated, insert_block, misfit
 from mmext.surgery.layout import ChannelsLast, channel_axis
-from mmext.surgery.rules import Rule, choose, parse
-from mmext.surgery.trial import Place, Shape, try_out
+from mmext.surgery.rules import Insertion, Rule, as_pair, choose, parse
+from mmext.surgery.takeover import distance, verdict
+from mmext.surgery.trial import Place, Point, Shape, try_out
+from mmext.surgery.undo import remember
 
 __all__ = ['build_wrapped', 'swap_layers', 'unwrapped']
 
 
-def build_wrapped(model: nn.Module | str | dict | list, model_args: dict, user: str) -> nn.Module:
+def build_wrapped(model: Any, model_args: dict, user: str) -> nn.Module:
     """Build what a wrapping config entry wraps.
 
-    ``model`` is a config, or a type name whose arguments are the wrapper's remaining ones. The second form lets a config
-    wrap a component of its base by a merge: ``backbone=dict(type='mmext.swap_layers', model='mmdet.ResNet', rules=[...])``
-    keeps every argument that the base gave to its ResNet.
+    ``model`` is a config, or a type whose arguments are the wrapper's remaining ones. The second form lets a config wrap a
+    component of its base by a merge: ``backbone=dict(type='mmext.swap_layers', model='mmdet.ResNet', rules=[...])`` keeps
+    every argument that the base gave to its ResNet.
+
+    Raises:
+        ValueError: If ``model`` is none of these.
     """
     if isinstance(model, nn.Module):
         return model
-    if isinstance(model, str):
-        model = dict(type=model)
-    if isinstance(model, Sequence):
+    if isinstance(model, (list, tuple)):
         return ROOT_MODELS.build(list(model))
+    if isinstance(model, str) or callable(model):
+        model = dict(type=model)
+    if not isinstance(model, Mapping) or not resolve(model):
+        raise ValueError(f"{user} needs model='TypeName' or model=dict(type='TypeName', ...), got {model=}")
     return build_from_host({**model, **model_args}, user)
 
 
@@ -44,9 +53,9 @@ def build_wrapped(model: nn.Module | str | dict | list, model_args: dict, user: 
 )
 @checked
 def swap_layers(
-    model: nn.Module | str | Cfg | Annotated[list[Cfg], some],
+    model: Any,
     rules: Any,
-    input_shape: tuple[Count, Count, Count] | None = None,
+    input_shape: Any = None,
     **model_args: Any,
 ) -> nn.Module:
     """Put any layer into any existing model, by rules (ours).
@@ -54,18 +63,34 @@ def swap_layers(
     Use it as the ``type`` of a backbone, neck, head or whole model. The result is the host's own model, of its own class;
     where a new layer keeps ``weight``, so do its state-dict keys, and a checkpoint of the plain model loads. New layers take
     over the old ones' weights where names and shapes agree. A module that stands in several places is replaced once. An
-    activation that its parent calls several times per forward becomes :class:`CallSites`.
+    activation that its parent calls at several places becomes :class:`CallSites`; calls in a loop share one.
+
+    A rule with ``insert`` puts a block beside a layer or stage, and everything that was there keeps its name:
+
+    .. code:: python
+
+        rules=[
+            dict(kernel_size=3, stage=4, to=dict(type='mmext.RefConv2d')),
+            dict(after=r'layer3', insert=dict(type='mmext.MetaBasicBlock')),
+            dict(
+                around=r'layer4\.\d\.conv2',
+                insert=dict(type='mmext.ParallelBranch', branch=dict(type='Conv2d', kernel_size=1)),
+            ),
+        ]
+
+    The log tells for each new layer how it takes a plain checkpoint: exact, near or none. :func:`undo_swap` takes a swap back
+    and :func:`merge_swap` folds it. Deployment folds what stands inside of an inserted block and keeps the block.
 
     Args:
-        model: Config or type name of the component; with a type name, ``model_args`` are its arguments.
-        rules: See :class:`Rule`. The first rule that wants a layer gets it.
-        input_shape: (C, H, W) of the trial input that tells how many channels an activation sees; needed only where one
-            stands outside of a ``ConvModule`` and the default, 64 x 64, is refused by the model.
+        model: Config or type of the component; with a type, ``model_args`` are its arguments.
+        rules: See :class:`Rule` and :class:`Insertion`. The first rule that wants a layer gets it. Blocks are inserted last.
+        input_shape: (C, H, W) of the trial input that tells how many channels an activation sees, where the model refuses
+            64 x 64.
         **model_args: Arguments of the component.
 
     Raises:
-        ValueError: If a rule is malformed or matches nothing (the nearest names are shown), or if a new layer refuses the old
-            one's arguments.
+        ValueError: If a rule is malformed or matches nothing (the nearest names are shown), if it would change what its place
+            dictates, or if a new layer refuses the old one's arguments.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
@@ -73,43 +98,86 @@ def swap_layers(
         >>> type(swap_layers(net, rules)[0]).__name__
         'RefConv2d'
     """
-    if not rules or not isinstance(rules, Sequence):
+    if not rules or not isinstance(rules, Sequence) or isinstance(rules, str):
         raise ValueError(f'swap_layers needs a list of at least one rule, rules=[dict(to=..., ...)], got {rules=}')
-    built = build_wrapped(model, model_args, 'swap_layers')
     parsed = [parse(rule) for rule in rules]
-    for rule in parsed:
+    if input_shape is not None and not _is_shape(input_shape):
+        raise ValueError(
+            f'swap_layers takes (C, H, W), three whole numbers from 1 on, as input_shape, got {input_shape!r}'
+        )
+    built = build_wrapped(model, model_args, 'swap_layers')
+    swaps = [rule for rule in parsed if isinstance(rule, Rule)]
+    insertions = [rule for rule in parsed if isinstance(rule, Insertion)]
+    for rule in swaps:
         rule.keep_weights = built is model if rule.keep_weights is None else rule.keep_weights
-    chosen = choose(built, parsed)
+    lines = _replace(built, swaps, input_shape) + _insert(built, insertions, input_shape)
+    # The hosts freeze stages in train(); running it again reaches the new layers before an optimizer or DDP sees them.
+    built.train(built.training)
+    print_log('\n'.join([f'swap_layers changed {type(built).__name__}:', *lines]), logger='current')
+    return built
+
+
+def _is_shape(value: Any) -> bool:
+    whole = isinstance(value, (list, tuple)) and all(isinstance(v, int) and v >= 1 for v in value)
+    return whole and len(value) == 3
+
+
+def _replace(model: nn.Module, rules: list[Rule], input_shape: Sequence[int] | None) -> list[str]:
+    """Replace layers and return the lines of the log."""
+    chosen = choose(model, rules)
     places: dict[tuple[int, str], tuple[Place, Rule]] = {}
     for name, (old, rule) in chosen.items():
-        holder, attribute = _locate(built, name)
+        holder, attribute = _locate(model, name)
         places.setdefault((id(holder), attribute), (Place(name, holder, attribute, old), rule))
     # A host shares a layer without parameters freely; where the new one has some, each call needs one of its own.
     tried = [place for place, rule in places.values() if not place.old.state_dict() and rule.learns]
-    _try(built, tried, input_shape)
+    _try(
+        model, [place for place in tried if not _told(place, places[id(place.holder), place.attribute][1])], input_shape
+    )
     made: dict[int, nn.Module] = {}
-    rows = []
+    rows: list[tuple[Place, list[nn.Module], Shape | None]] = []
     for place, rule in places.values():
         if place not in tried:
             if id(place.old) not in made:
                 made[id(place.old)] = _instead(place, rule)
-                rows.append((place, [made[id(place.old)]]))
-            place.put([made[id(place.old)]])
+            rows.append((place, [made[id(place.old)]], None))
         elif any(place.seen):
-            rows.append((place, [_at_site(place, rule, shapes) if shapes else place.old for shapes in place.seen]))
-    for place, layers in rows:
+            layers = [_at_site(place, rule, shapes) if shapes else place.old for shapes in place.seen]
+            rows.append((place, layers, next(filter(None, place.seen))[0]))
+    if rules and not rows:
+        raise ValueError(
+            f'swap_layers replaced nothing in {type(model).__name__}: its forward never calls {list(chosen)[:5]}; name '
+            'layers that it calls'
+        )
+    lines = _table(rows)
+    remember(model, [place for place, *_ in rows])
+    for place, layers, _ in rows:
         place.put(layers)
-    _refuse_nothing(built, chosen, rows)
-    # The hosts freeze stages in train(); running it again reaches the new layers before an optimizer or DDP sees them.
-    built.train(built.training)
-    _log(built, rows)
-    return built
+    return lines
+
+
+def _insert(model: nn.Module, rules: list[Insertion], input_shape: Sequence[int] | None) -> list[str]:
+    """Insert blocks and return the lines of the log."""
+    if not rules:
+        return []
+    found = [(rule, [Point(n, m) for n, m in rule.find(model).items()]) for rule in rules]
+    points = [point for _, points in found for point in points]
+    if (refusal := try_out(model, points, input_shape)) is not None:
+        raise _untried(model, refusal, input_shape, 'what goes through its layers') from refusal
+    lines = []
+    for rule, points in found:
+        for point in points:
+            block = insert_block(point.name, point.module, rule, point.seen)
+            count = sum(p.numel() for p in block.parameters())
+            start = 'the model computes as before' if rule.identity else 'the block works from the start'
+            lines.append(f'{rule.where} {point.name}: {_kind(block)}, {count:,} parameters, {start}')
+    return lines
 
 
 def unwrapped(cfg: Mapping) -> dict:
     """Return the config of the component that a ``swap_layers`` entry wraps."""
     args = {k: v for k, v in cfg.items() if k not in ('type', 'model', 'rules', 'input_shape')}
-    return dict(type=cfg['model'], **args) if isinstance(cfg['model'], str) else {**cfg['model'], **args}
+    return {**cfg['model'], **args} if isinstance(cfg['model'], Mapping) else dict(type=cfg['model'], **args)
 
 
 def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -117,22 +185,40 @@ def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(parent), attribute
 
 
+def _told(place: Place, rule: Rule) -> bool:
+    """Fill in what the call sites are given where that is known; everything else must be run."""
+    module = place.holder
+    if isinstance(module, ConvModule) and isinstance(module.conv, nn.Conv2d):
+        before = module.order.index('act') < module.order.index('conv')
+        channels = module.in_channels if before else module.out_channels
+        place.seen = [[(1, channels, 8, 8), (1, channels, 9, 9)]]
+    elif rule.channel_axis is not None and 'num_channels' in rule.to:
+        channels = rule.to['num_channels']
+        place.seen = [[(1, channels, 8, 8) if rule.channel_axis == 1 else (1, 8, 8, channels)]]
+    return bool(place.seen)
+
+
 def _try(model: nn.Module, places: list[Place], input_shape: Sequence[int] | None) -> None:
-    """Fill in what the call sites are given; a ``ConvModule`` tells it, everything else must be run."""
-    unknown = []
-    for place in places:
-        module = place.holder
-        if isinstance(module, ConvModule) and isinstance(module.conv, nn.Conv2d):
-            before = module.order.index('act') < module.order.index('conv')
-            channels = module.in_channels if before else module.out_channels
-            place.seen = [[(1, channels, 1, 1)]]
-        else:
-            unknown.append(place)
-    if unknown and (refusal := try_out(model, unknown, input_shape)) is not None:
-        raise ValueError(
-            f'swap_layers must run {type(model).__name__} once to learn how many channels its activations see, and that '
-            f'failed ({refusal}); pass input_shape=(C, H, W) that the model accepts'
-        ) from refusal
+    if places and (refusal := try_out(model, places, input_shape)) is not None:
+        raise _untried(model, refusal, input_shape, 'how many channels its activations see') from refusal
+
+
+def _untried(model: nn.Module, refusal: Exception, shape: Sequence[int] | None, what: str) -> ValueError:
+    """Return the error for a model that cannot be run, with what can help."""
+    remedies = []
+    if not isinstance(model, BaseModel):
+        remedies.append("give the rule to the whole model, model=dict(type='mmext.swap_layers', model='ItsType', ...)")
+        remedies.append('pass input_shape=(C, H, W) if the component takes one tensor')
+    if 'channels its activations' in what:
+        remedies.append(
+            'write num_channels in to=dict(...) and channel_axis=1 (-1 where they are last), which needs no trial'
+        )
+    text = f'{type(refusal).__name__}: {refusal}'.strip().splitlines()[0]
+    given = '' if shape is None else f' on input_shape={tuple(shape)}'
+    return ValueError(
+        f'swap_layers must run {type(model).__name__} once to learn {what}, and that failed{given} ({text}); '
+        + (', or '.join(remedies) or 'leave these layers out')
+    )
 
 
 def _instead(place: Place, rule: Rule) -> nn.Module:
@@ -141,26 +227,76 @@ def _instead(place: Place, rule: Rule) -> nn.Module:
     if isinstance(old, nn.Conv2d):
         keys = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
         geometry = {**{k: getattr(old, k) for k in keys}, 'bias': old.bias is not None}
+    elif hasattr(old, 'num_features') and rule.takes('num_features'):
+        geometry = dict(num_features=old.num_features)
+    _refuse_other_geometry(place, rule, geometry)
     return _made(place, rule, geometry, like=next(old.parameters(), None))
+
+
+def _refuse_other_geometry(place: Place, rule: Rule, geometry: dict) -> None:
+    """Refuse arguments that the place of a layer dictates: what stands around it expects the shapes of the old one."""
+    for key in ('in_channels', 'out_channels', 'stride', 'num_features'):
+        if key in geometry and as_pair(rule.to.get(key, geometry[key])) != as_pair(geometry[key]):
+            raise ValueError(
+                f'swap_layers cannot give the layer in the place of {place.name} another {key} ({rule.to[key]}, not '
+                f'{geometry[key]}): what stands around it expects that; leave {key} out of to=dict(...)'
+            )
+    if not {'kernel_size', 'padding', 'dilation'} & set(rule.to) or 'kernel_size' not in geometry:
+        return
+    was, becomes = _shrinkage(geometry), _shrinkage({**geometry, **rule.to})
+    if becomes is not None and was != becomes:
+        raise ValueError(
+            f'swap_layers cannot put {rule.to} in the place of {place.name}: its maps would be {_differences(was, becomes)} '
+            'pixels smaller; give the padding that keeps the size, padding=dilation * (kernel_size - 1) / 2'
+        )
+
+
+def _shrinkage(geometry: dict) -> tuple[int, ...] | None:
+    """Return how many rows and columns fewer a convolution of stride 1 returns; None where its arguments are none."""
+    try:
+        kernel, dilation = as_pair(geometry['kernel_size']), as_pair(geometry['dilation'])
+        padding = geometry['padding']
+        if isinstance(padding, str):
+            padding = [d * (k - 1) / 2 if padding == 'same' else 0 for k, d in zip(kernel, dilation, strict=True)]
+        return tuple(int(d * (k - 1) - 2 * p) for k, d, p in zip(kernel, dilation, as_pair(padding), strict=True))
+    except (TypeError, ValueError):
+        return None
+
+
+def _differences(was: tuple[int, ...] | None, becomes: tuple[int, ...]) -> str:
+    return ' and '.join(str(b - a) for a, b in zip(was or (0, 0), becomes, strict=True))
 
 
 def _at_site(place: Place, rule: Rule, shapes: list[Shape]) -> nn.Module:
     """Return what stands at a call site that is given tensors of these shapes."""
     axis = channel_axis(shapes)
+    if rule.channel_axis is not None:
+        axis = rule.channel_axis % len(shapes[0])
     if axis not in (1, len(shapes[0]) - 1):
         raise ValueError(
-            f'swap_layers cannot tell which axis of what {place.name} ({place.old}) is given holds the channels, a trial saw '
-            f'the shapes {list(dict.fromkeys(shapes))[:4]}; leave it out by skip=...'
+            f'swap_layers cannot tell which axis of what {place.name} ({place.old}) is given holds the channels: a trial saw '
+            f'the shapes {list(dict.fromkeys(shapes))[:4]}; leave it out by skip=..., or say channel_axis=1 or -1'
         )
     channels = shapes[0][axis]
-    given = dict(num_channels=channels) if rule.takes_channels else {}
+    given = dict(num_channels=channels) if rule.takes('num_channels') else {}
+    if given and rule.to.get('num_channels', channels) != channels:
+        raise ValueError(
+            f'swap_layers found that {place.name} is given {channels} channels, not {rule.to["num_channels"]}; leave '
+            'num_channels out of to=dict(...)'
+        )
     new = _made(place, rule, given, like=next(place.holder.parameters(), None))
     if (out := getattr(new, 'out_channels', channels)) != channels:
         raise ValueError(
             f'swap_layers cannot put {rule.to["type"]} in the place of {place.name} ({place.old}): it would turn {channels} '
             f'channels into {out}, which what follows does not expect'
         )
-    return new if axis == 1 else ChannelsLast(new)
+    new = new if axis == 1 else ChannelsLast(new)
+    if failure := misfit(new, [[s] for s in dict.fromkeys(shapes)]):
+        raise ValueError(
+            f'swap_layers cannot put {rule.to["type"]} in the place of {place.name} ({place.old}), which is given '
+            f'{"tokens" if len(shapes[0]) == 3 else "tensors"} of the shape {shapes[0]}: {failure}; leave it out by skip=...'
+        )
+    return new
 
 
 def _made(place: Place, rule: Rule, given: dict, like: nn.Parameter | None) -> nn.Module:
@@ -184,26 +320,27 @@ def _take_over(old: nn.Module, new: nn.Module, kernel: bool = False) -> nn.Modul
     return new
 
 
-def _refuse_nothing(model: nn.Module, chosen: dict[str, tuple[nn.Module, Rule]], rows: list) -> None:
-    if not rows:
-        raise ValueError(
-            f'swap_layers replaced nothing in {type(model).__name__}: its forward never calls {list(chosen)[:5]}; name '
-            'layers that it calls'
-        )
+def _kind(*layers: nn.Module) -> str:
+    inner = layers[0]
+    while isinstance(inner, (ChannelsLast, Gated)):
+        inner = inner.layer if isinstance(inner, ChannelsLast) else inner.block
+    return f'{len(layers)} x {type(inner).__name__}' if len(layers) > 1 else type(inner).__name__
 
 
-def _log(model: nn.Module, rows: list[tuple[Place, list[nn.Module]]]) -> None:
+def _table(rows: list[tuple[Place, list[nn.Module], Shape | None]]) -> list[str]:
+    """Return a line for each layer: classes, parameters, and how the new one takes the old one's weights."""
+
     def count(*modules: nn.Module) -> int:
         return sum(p.numel() for module in modules for p in module.parameters())
 
-    def kind(layers: list[nn.Module]) -> str:
-        return f'{len(layers)} x {type(layers[0]).__name__}' if len(layers) > 1 else type(layers[0]).__name__
-
-    width = max(len(place.name) for place, _ in rows)
-    lines = [
-        f'{place.name:{width}}  {type(place.old).__name__} -> {kind(new)}  {count(place.old):,} -> {count(*new):,} parameters'
-        for place, new in rows
-    ]
-    print_log(
-        '\n'.join([f'swap_layers replaced {len(rows)} layers of {type(model).__name__}:', *lines]), logger='current'
-    )
+    width = max((len(place.name) for place, *_ in rows), default=0)
+    lines, shown = [], set()
+    for place, new, shape in rows:
+        if new[0] not in shown:
+            shown.add(new[0])
+            taken = verdict(distance(place.old, next(m for m in new if m is not place.old), shape))
+            lines.append(
+                f'{place.name:{width}}  {type(place.old).__name__} -> {_kind(*new)}  {count(place.old):,} -> {count(*new):,} '
+                f'parameters, takes a checkpoint: {taken}'
+            )
+    return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmext.contracts import MakesInputs
 from mmext.export import TensorMode
 from mmext.surgery.sites import CallSites, count_sites, host_class, with_sites
 
-__all__ = ['Place', 'Shape', 'try_out']
+__all__ = ['Place', 'Point', 'Shape', 'try_out']
 
 Shape = tuple[int, ...]
 
@@ -41,8 +41,55 @@ class Place:
             self.holder.__class__ = with_sites(host_class(self.holder), tuple(sorted(attributes)))
         return new
 
+    def probe(self, stack: ExitStack) -> list[list[Shape]]:
+        """Let each call site, and a last list calls from elsewhere, note its shapes until ``stack`` closes."""
+        cls, count = type(self.holder), count_sites(host_class(self.holder), self.attribute)
+        probes = [copy.deepcopy(self.old) for _ in range(count + 1 if count > 1 else 1)]
+        notes: list[list[Shape]] = [[] for _ in probes]
+        for probe, shapes in zip(probes, notes, strict=True):
+            probe.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.append(tuple(args[0].shape)))
+        stack.callback(setattr, self.holder, '__class__', cls)
+        stack.callback(self.holder._modules.__setitem__, self.attribute, self.old)
+        new = self.put(probes)
+        if isinstance(new, CallSites):
+            new.__class__ = _Sites
+        return notes
 
-def try_out(model: nn.Module, places: Sequence[Place], input_shape: Sequence[int] | None) -> Exception | None:
+    def take(self, seen: list[list[Shape]]) -> None:
+        """Keep what was seen: all together where one call site is in use, or a call came from where the source shows none."""
+        *sites, elsewhere = seen
+        several = not elsewhere and sum(map(bool, sites)) > 1
+        self.seen = sites if several else [[shape for site in seen for shape in site]]
+
+
+@dataclass(eq=False)
+class Point:
+    """A module, with the shapes of the single tensors that it took and returned in a trial."""
+
+    name: str
+    module: nn.Module
+    seen: list[list[Shape]] = field(default_factory=list)
+
+    def probe(self, stack: ExitStack) -> list[list[Shape]]:
+        """Let the module note these shapes until ``stack`` closes."""
+        ins: list[Shape] = []
+        outs: list[Shape] = []
+
+        def note(_: nn.Module, args: tuple, out: Any) -> None:
+            if len(args) == 1 and isinstance(args[0], Tensor):
+                ins.append(tuple(args[0].shape))
+            if isinstance(out, Tensor):
+                outs.append(tuple(out.shape))
+
+        stack.callback(self.module.register_forward_hook(note).remove)
+        return [ins, outs]
+
+    def take(self, seen: list[list[Shape]]) -> None:
+        """Keep what was seen."""
+        self.seen = seen
+
+
+def try_out(model: nn.Module, places: Sequence[Place | Point], input_shape: Sequence[int] | None) -> Exception | None:
     """Run ``model`` on inputs of two sizes and fill in what each place of ``places`` was given.
 
     A model that accepts one size only is run once.
@@ -51,7 +98,8 @@ def try_out(model: nn.Module, places: Sequence[Place], input_shape: Sequence[int
         Why the model could not be run, or None.
     """
     refusal: Exception | None = None
-    with _evaluating(model), _probed(places) as notes:
+    with _evaluating(model), ExitStack() as stack:
+        notes = [place.probe(stack) for place in places]
         for first, others in _inputs(model, input_shape):
             if (error := _run(model, first)) is not None:
                 refusal = refusal or error
@@ -64,15 +112,9 @@ def try_out(model: nn.Module, places: Sequence[Place], input_shape: Sequence[int
                     break
                 _forget(notes)
             for place, *sites in zip(places, *runs, strict=True):
-                place.seen = _by_site([[s for shapes in site for s in shapes] for site in zip(*sites, strict=True)])
+                place.take([[s for shapes in site for s in shapes] for site in zip(*sites, strict=True)])
             return None
     return refusal
-
-
-def _by_site(seen: list[list[Shape]]) -> list[list[Shape]]:
-    """Take all calls together where one came from elsewhere than the source shows."""
-    *sites, elsewhere = seen
-    return [[shape for site in seen for shape in site]] if elsewhere or not sites else sites
 
 
 def _run(model: nn.Module, inputs: Any) -> Exception | None:
@@ -140,29 +182,6 @@ class _Sites(CallSites):
 
     def forward(self, *args: Any) -> Any:
         return self[-1](*args)
-
-
-@contextmanager
-def _probed(places: Sequence[Place]) -> Iterator[list[list[list[Shape]]]]:
-    """Let every call site of ``places`` note the shapes that it is given."""
-    classes = {place.holder: type(place.holder) for place in places}
-    notes: list[list[list[Shape]]] = []
-    try:
-        for place in places:
-            count = count_sites(host_class(place.holder), place.attribute)
-            probes = [copy.deepcopy(place.old) for _ in range(count + 1 if count > 1 else 1)]
-            notes.append([[] for _ in probes])
-            for probe, shapes in zip(probes, notes[-1], strict=True):
-                probe.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.append(tuple(args[0].shape)))
-            new = place.put(probes)
-            if isinstance(new, CallSites):
-                new.__class__ = _Sites
-        yield notes
-    finally:
-        for place in places:
-            place.holder._modules[place.attribute] = place.old
-        for holder, cls in classes.items():
-            holder.__class__ = cls
 
 
 def _taken(notes: list[list[list[Shape]]]) -> list[list[list[Shape]]]:
