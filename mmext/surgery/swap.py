@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from mmext.arguments import Cfg, Count, checked, some
+from mmext.arguments import checked
 from mmext.contracts import shown_by
 from mmext.hosts import build_from_host
 from mmext.registry import MODELS, resolve
