@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> Runner:
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     keep_one_spare(cfg)
+    make_resume_exact(cfg)
     named = args.resume not in (None, 'auto') or 'load_from' in (args.cfg_options or {})
     if args.trust and not named:
         raise UsageError('--trust is for a checkpoint that the command line names; pass --resume CHECKPOINT --trust')
@@ -86,6 +88,15 @@ def keep_one_spare(cfg: Config) -> None:
         cli.warn('max_keep_ckpts raised from 1 to 2: while one checkpoint is written another one must exist')
 
 
+def make_resume_exact(cfg: Config) -> None:
+    """Put mmext.CheckpointHook in the place of mmengine's; one of the user's own stays."""
+    hooks = dict(cfg.get('default_hooks') or {})
+    hook = hooks.setdefault('checkpoint', {'type': 'CheckpointHook'})
+    if hook and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        hook['type'] = 'mmext.CheckpointHook'
+        cfg.default_hooks = hooks
+
+
 def choose_start(cfg: Config, resume: str | None, trust: bool = False) -> dict[str, Any] | None:
     """Decide from which checkpoint to start, and return its content.
 
@@ -100,9 +111,21 @@ def choose_start(cfg: Config, resume: str | None, trust: bool = False) -> dict[s
         if newest:
             cfg.load_from, checkpoint = newest
             hand_over(cfg.load_from, checkpoint)
+            take_seed(cfg, checkpoint)
             return checkpoint
         cli.warn(f'nothing to resume in {cfg.work_dir} yet: the run starts from the beginning')
-    return cli.use_checkpoint(cfg, cfg.load_from, trust) if cfg.get('load_from') else None
+    checkpoint = cli.use_checkpoint(cfg, cfg.load_from, trust) if cfg.get('load_from') else None
+    if cfg.get('resume') and checkpoint:
+        take_seed(cfg, checkpoint)
+    return checkpoint
+
+
+def take_seed(cfg: Config, checkpoint: Mapping[str, Any]) -> None:
+    """Give a resumed run whose config names no seed that of its first start, before the samplers are made."""
+    meta = checkpoint.get('meta')
+    seed = meta.get('seed') if isinstance(meta, Mapping) else None
+    if type(seed) is int and (cfg.get('randomness') or {}).get('seed') is None:
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
 
 
 def checkpoint_folders(cfg: Config) -> list[Path]:

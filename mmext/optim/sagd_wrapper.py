@@ -54,6 +54,16 @@ class SAGDOptimWrapper(OptimWrapper):
         self._losses.append(loss.detach())
         super().update_params(loss, *args, **kwargs)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state, and the losses since the last step."""
+        return {**super().state_dict(), 'losses': list(self._losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, or the state of mmengine's wrapper."""
+        losses = state_dict.get('losses', [])
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != 'losses'})
+        self._losses = list(losses)
+
     def step(self, **kwargs: Any) -> None:
         """Take a step; ``kwargs`` are those of :meth:`SAGD.step`."""
         losses, self._losses = self._losses, []

@@ -1,0 +1,328 @@
+"""A run that is stopped anywhere and resumed ends bit by bit as one that was not: weights, optimizer, schedules, data."""
+
+import random
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
+from torch import nn
+
+from mmext.checkpoints import read_checkpoint
+from mmext.errors import CheckpointError, UsageError
+from mmext.files import write_whole
+from mmext.hooks import checkpoint as hook_module
+from mmext.resume import plain_form
+
+train = runpy.run_path(str(Path(__file__).parents[1] / 'tools' / 'train.py'))
+
+
+@MODELS.register_module()
+class ResumeNet(BaseModel):
+    """Small, with all that is random in a model: dropout, and a mix of the batch by numpy and Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    def forward(self, inputs, targets=None, mode='tensor'):
+        if mode == 'loss':
+            lam = np.random.beta(1, 1) * random.random()
+            inputs = inputs + lam * inputs[torch.randperm(len(inputs))]
+        out = self.net(inputs)[:, 0]
+        return {'loss': (out - targets).square().mean()} if mode == 'loss' else [o for o in out]
+
+
+@DATASETS.register_module()
+class ResumeData(torch.utils.data.Dataset):
+    """Samples that are augmented with the random numbers of Python, numpy and torch."""
+
+    metainfo = {'classes': ('a',)}
+
+    def __init__(self, size=12):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        assert type(index) is int
+        x = torch.linspace(-1, 1, 4) * (index + 1) / self.size
+        x = x + 0.1 * torch.randn(4) + 0.1 * random.random() + 0.1 * float(np.random.rand())
+        return {'inputs': x, 'targets': torch.tensor(index / self.size)}
+
+
+@METRICS.register_module()
+class ResumeMetric(BaseMetric):
+    default_prefix = 'x'
+
+    def process(self, data_batch, data_samples):
+        self.results += [float(o) for o in data_samples]
+
+    def compute_metrics(self, results):
+        return {'acc': float(np.mean(results))}
+
+
+class StopError(Exception):
+    """Stands for SIGKILL."""
+
+
+@HOOKS.register_module()
+class StopHook(Hook):
+    """Ends the process as a kill would, at the n-th call of a method."""
+
+    priority = 'HIGHEST'
+    at: tuple = ()
+
+    def __init__(self):
+        self.calls = {}
+        for name in ('before_train_iter', 'before_val_iter', 'after_val_epoch', 'after_train_epoch'):
+            setattr(self, name, lambda *args, _name=name, **kwargs: self.count(_name))
+
+    def count(self, name):
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if (name, self.calls[name]) == StopHook.at:
+            raise StopError
+
+
+BASE = """
+default_scope = 'mmengine'
+model = dict(type='ResumeNet')
+train_dataloader = dict(batch_size=2, num_workers={workers}, persistent_workers={persistent},
+                        sampler=dict(type='{sampler}', shuffle=True), dataset=dict(type='ResumeData'),
+                        collate_fn=dict(type='default_collate'))
+val_dataloader = dict(batch_size=4, num_workers={workers}, persistent_workers={persistent},
+                      sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(type='ResumeData', size=8),
+                      collate_fn=dict(type='default_collate'))
+val_evaluator = dict(type='ResumeMetric')
+val_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts={counts}, clip_grad=dict(max_norm=1.0))
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval={interval}, by_epoch={by_epoch}, save_best='x/acc',
+                                     rule='greater', max_keep_ckpts=3))
+custom_hooks = [dict(type='EMAHook', momentum=0.1), dict(type='StopHook')]
+randomness = dict(seed={seed})
+log_level = 'ERROR'
+"""
+EPOCHS = """
+train_cfg = dict(by_epoch=True, max_epochs=5, val_interval=1)
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.05, total_steps=30, by_epoch=False),
+                   dict(type='ReduceOnPlateauLR', monitor='x/acc', rule='greater', patience=0, factor=0.5)]
+"""
+ITERATIONS = """
+train_cfg = dict(by_epoch=False, max_iters=30, val_interval=5)
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, end=20, by_epoch=False)]
+"""
+
+
+def config(tmp_path, loop=EPOCHS, **options):
+    values = dict(workers=0, persistent=False, sampler='DefaultSampler', counts=1, interval=1, by_epoch=True, seed=3)
+    path = tmp_path / 'config.py'
+    path.write_text(BASE.format(**{**values, **options}) + loop)
+    return str(path)
+
+
+def run(path, work, at=(), resume=True):
+    StopHook.at = at
+    return train['main']([path, '--work-dir', str(work), *(['--resume'] if resume else [])])
+
+
+def last(work):
+    return read_checkpoint((work / 'last_checkpoint').read_text())
+
+
+def differences(a, b, place=''):
+    """Name what differs between two nests of tensors and plain values, by as little as a bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = [f'{place}.{k}' for k in a.keys() ^ b.keys()]
+        return found + [d for k in a.keys() & b.keys() for d in differences(a[k], b[k], f'{place}.{k}')]
+    if isinstance(a, (list, tuple)) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=False)) for d in differences(x, y, f'{place}[{i}]')]
+    if isinstance(a, torch.Tensor):
+        return [] if isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) else [place]
+    return [] if a == b else [place]
+
+
+def assert_same(a, b):
+    """Compare two checkpoints: all but times and paths."""
+    for x in (a, b):
+        for key in ('cfg', 'time', 'experiment_name'):
+            del x['meta'][key]
+        hub = x['message_hub']
+        for key in ('last_ckpt', 'best_ckpt', 'cfg', 'experiment_name', 'epoch', 'iter'):
+            hub['runtime_info'].pop(key, None)
+        hub['log_scalars'] = {k: v for k, v in hub['log_scalars'].items() if 'time' not in k}
+    assert not (found := differences(a, b)), found
+
+
+VARIANTS = {
+    'plain': {},
+    'accumulation across epochs': dict(counts=4),
+    'no seed in the config': dict(seed=None),
+    'workers': dict(workers=2),
+    'persistent workers': dict(workers=2, persistent=True),
+    'checkpoints inside epochs': dict(by_epoch=False, interval=4),
+    'checkpoints inside epochs, accumulation': dict(by_epoch=False, interval=2, counts=5),
+    'checkpoints inside epochs, persistent workers': dict(by_epoch=False, interval=4, workers=2, persistent=True),
+    'iterations': dict(loop=ITERATIONS, by_epoch=False, interval=5),
+    'iterations, endless': dict(loop=ITERATIONS, by_epoch=False, interval=5, sampler='InfiniteSampler'),
+    'iterations, endless, workers': dict(
+        loop=ITERATIONS, by_epoch=False, interval=4, sampler='InfiniteSampler', workers=2, persistent=True, counts=3
+    ),
+}
+STOPS = {
+    'training': [('before_train_iter', 15)],
+    'validation': [('before_val_iter', 5)],
+    'three times': [('after_val_epoch', 2), ('before_train_iter', 9), ('before_val_iter', 3)],
+}
+CASES = [(name, stops) for i, name in enumerate(VARIANTS) for j, stops in enumerate(STOPS) if not i or (i + j) % 3 == 0]
+
+
+@pytest.mark.parametrize(('variant', 'where'), CASES)
+def test_resumed_runs_end_as_whole_ones(tmp_path, variant, where):
+    options, stops = VARIANTS[variant], STOPS[where]
+    path = config(tmp_path, **options)
+    whole = run(path, tmp_path / 'whole')
+    cut = tmp_path / 'cut'
+    if options.get('seed', 3) is None:  # the same random seed as the whole run, which only its checkpoints tell
+        Path(path).write_text(Path(path).read_text().replace('seed=None', f'seed={whole.seed}'))
+    for number, at in enumerate(stops):
+        with pytest.raises(StopError):
+            run(path, cut, at)
+        if number == 0 and options.get('seed', 3) is None:
+            Path(path).write_text(Path(path).read_text().replace(f'seed={whole.seed}', 'seed=None'))
+    run(path, cut)
+    assert_same(last(tmp_path / 'whole'), last(cut))
+    best = [sorted(p.name for p in folder.glob('best_*')) for folder in (tmp_path / 'whole', cut)]
+    assert set(best[0]) <= set(best[1])
+
+
+def test_checkpoints_need_no_class(tmp_path):
+    run(config(tmp_path), tmp_path / 'work')
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        files = sorted((tmp_path / 'work').glob('*.pth'))
+        for path in files:
+            torch.load(path, weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(list(allowed))
+    assert any('best' in path.name for path in files)
+    assert not list((tmp_path / 'work').glob('*.partial'))
+    names = last(tmp_path / 'work')['mmext']['parameters']['']
+    assert names == [[n for n, _ in ResumeNet().named_parameters()]]
+
+
+def test_a_kill_in_the_first_checkpoint_starts_over(tmp_path, monkeypatch):
+    path, work = config(tmp_path), tmp_path / 'work'
+    run(path, tmp_path / 'whole')
+
+    def cut_off(target, content):
+        Path(f'{target}.partial').write_bytes(content[: len(content) // 2])
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hook_module, 'write_whole', cut_off)
+        with pytest.raises(StopError):
+            run(path, work)
+    assert [p.name for p in work.glob('epoch*')] == ['epoch_1.pth.partial']
+    run(path, work)
+    assert_same(last(tmp_path / 'whole'), last(work))
+    assert not list(work.glob('*.partial'))
+
+
+def test_a_full_disk_is_one_sentence_and_room_goes_on(tmp_path, monkeypatch):
+    path, work = config(tmp_path), tmp_path / 'work'
+    run(path, tmp_path / 'whole')
+    bare, calls = Path.write_bytes, []
+
+    def full(self, content):
+        calls.append(self)
+        if len(calls) == 5:
+            bare(self, content[:100])
+            raise OSError(28, 'No space left on device')
+        return bare(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'write_bytes', full)
+        with pytest.raises(UsageError, match=r'cannot be written \(No space left') as refusal:
+            run(path, work)
+    assert '\n' not in str(refusal.value)
+    assert not list(work.glob('*.partial'))
+    run(path, work)
+    assert_same(last(tmp_path / 'whole'), last(work))
+
+
+def test_the_best_is_removed_after_the_new_one_is_there(tmp_path, monkeypatch):
+    path, work, seen = config(tmp_path), tmp_path / 'work', []
+    bare = write_whole
+
+    def watched(target, content):
+        if 'best' in Path(target).name:
+            seen.append(len(list(work.glob('best_*.pth'))))
+        bare(target, content)
+
+    monkeypatch.setattr(hook_module, 'write_whole', watched)
+    run(path, work)
+    assert len(seen) > 1
+    assert seen[1:] == [1] * (len(seen) - 1)
+    assert len(list(work.glob('best_*.pth'))) == 1
+
+
+def test_a_checkpoint_names_no_file_outside_as_the_best(tmp_path):
+    path, work, mine = config(tmp_path), tmp_path / 'work', tmp_path / 'mine.txt'
+    with pytest.raises(StopError):
+        run(path, work, ('before_train_iter', 8))
+    mine.write_text('mine')
+    saved = last(work)
+    saved['message_hub']['runtime_info'].update(best_ckpt=str(mine), best_score=-1e9)
+    torch.save(saved, work / 'epoch_1.pth')
+    run(path, work)
+    assert mine.exists()
+
+
+def test_data_that_changed_inside_an_epoch_are_refused(tmp_path):
+    path, work = config(tmp_path, by_epoch=False, interval=4), tmp_path / 'work'
+    with pytest.raises(StopError):
+        run(path, work, ('before_train_iter', 6))
+    Path(path).write_text(Path(path).read_text().replace("type='ResumeData')", "type='ResumeData', size=20)", 1))
+    with pytest.raises(
+        CheckpointError, match=r'inside epoch 1, after 4 iterations of epochs of 6 batches, .* now have 10'
+    ):
+        run(path, work)
+
+
+def test_what_is_not_plain_is_left_out(tmp_path):
+    value = {
+        'a': np.float32(0.5),
+        'b': [np.arange(2), (1, 'x'), {3}],
+        'c': print,
+        'd': Path('x'),
+        'e': torch.ones(1),
+        'f': object(),
+    }
+    assert plain_form(value) == {'a': 0.5, 'b': [[0, 1], (1, 'x'), {3}], 'd': 'x', 'e': torch.ones(1)}
+    torch.save(plain_form(value), tmp_path / 'x.pth')
+    torch.load(tmp_path / 'x.pth', weights_only=True)
+
+
+def test_loading_a_sample_leaves_the_random_states_alone():
+    from mmext.resume import seed_loader
+
+    loader = seed_loader(torch.utils.data.DataLoader(ResumeData(), batch_size=3), 5)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    first = [batch['inputs'] for batch in loader]
+    assert states[0] == random.getstate()
+    assert states[1] == np.random.get_state()[1].tolist()
+    assert torch.equal(states[2], torch.get_rng_state())
+    loader.plan.skip = 2
+    rest = [batch['inputs'] for batch in loader]
+    assert len(rest) == 2
+    assert all(map(torch.equal, first[2:], rest))
+    loader.plan.epoch = 1
+    assert not torch.equal(first[0], next(iter(loader))['inputs'])
+    assert loader.dataset.size == 12
