@@ -150,7 +150,7 @@ def differences(a, b, place=''):
 def assert_same(a, b):
     """Compare two checkpoints: all but times and paths."""
     for x in (a, b):
-        for key in ('cfg', 'time', 'experiment_name'):
+        for key in ('cfg', 'time', 'experiment_name', 'mmengine_version'):
             del x['meta'][key]
         hub = x['message_hub']
         for key in ('last_ckpt', 'best_ckpt', 'cfg', 'experiment_name', 'epoch', 'iter'):
