@@ -26,14 +26,11 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from mmext.contracts import FitsWhole, StartsFromKernel, find, optional_state
 from mmext.errors import CheckpointError, UntrustedError
 from mmext.inert import ForeignError, plain, tensors_only
 
 __all__ = [
-    'compare',
     'hand_over',
-    'load_all',
     'newest_checkpoint',
     'newest_loadable',
     'read',
@@ -293,6 +290,13 @@ def newest_loadable(work_dir: str | Path, *more: str | Path) -> str | None:
 def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
     """Return the tensors as mmengine will see them: of ``state_dict`` or of the file itself, without ``module.``."""
     state = checkpoint.get('state_dict', checkpoint)
+    if isinstance(state, Mapping) and (
+        wrong := [k for k, v in state.items() if isinstance(v, Tensor) and type(k) is not str]
+    ):
+        raise CheckpointError(
+            f'the checkpoint names a tensor by {wrong[0]!r}, a {type(wrong[0]).__name__}; names of parameters are text, save '
+            'model.state_dict()'
+        )
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
         raise CheckpointError(
@@ -306,78 +310,3 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside of what distributes it or augments its tests."""
     wrapped = is_model_wrapper(model) or isinstance(model, BaseTTAModel)
     return unwrap(model.get_submodule('module')) if wrapped else model
-
-
-def compare(saved: dict[str, Tensor], model: nn.Module, what: str, logger: logging.Logger) -> None:
-    """Refuse what cannot work; else log one line, as a warning if anything does not fit."""
-    own = model.state_dict()
-    _refuse_unfolded(saved, own)
-    # Layers that keep no kernel and yet start from a plain one: they take it, and their own keys are not missed.
-    takers = {f'{name}.' for name, m in find(model, StartsFromKernel) if m.loads_kernel and f'{name}.weight' in saved}
-    takers = {p for p in takers if not any(k in saved for k in own if k.startswith(p) and k != f'{p}bias')}
-    own = {k: v for k, v in own.items() if not any(k.startswith(p) and k != f'{p}bias' for p in takers)}
-    own |= {f'{p}weight': saved[f'{p}weight'] for p in takers}
-    own |= {k: saved[k] for k in optional_state(model) if k in saved}
-    loaded = [k for k in own if k in saved and _fits(saved[k], own[k])]
-    missing = [k for k in own if k not in saved and not k.endswith('num_batches_tracked')]
-    unexpected = [k for k in saved if k not in own]
-    shapes = [k for k in own if k in saved and not _fits(saved[k], own[k])]
-    if not loaded:
-        raise CheckpointError(
-            f'{what}: no tensor fits ({_named(unexpected or shapes)} in the checkpoint, '
-            f'{_named(missing or shapes)} in the model); it belongs to another model, check config, checkpoint and prefix'
-        )
-    if isinstance(model, FitsWhole) and model.fits_whole and (missing or unexpected or shapes):
-        raise CheckpointError(
-            f'{what} fits {type(model).__name__} in part only: {_named(missing)} missing, {_named(unexpected)} unexpected, '
-            f'{_named(shapes)} of another shape; use the config that it was trained with'
-        )
-    logger.log(
-        logging.WARNING if missing or unexpected or shapes else logging.INFO,
-        f'{what}: {len(loaded)} tensors loaded, {_named(missing)} missing, {_named(unexpected)} unexpected, '
-        f'{_named(shapes)} of another shape',
-    )
-
-
-def _refuse_unfolded(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """A generated kernel's source is saved with a leading axis of length 1; a plain layer's kernel has none."""
-    unfolded = [k for k in own if k in saved and saved[k].ndim == 5 and saved[k].shape == (1, *own[k].shape)]
-    if unfolded:
-        raise CheckpointError(
-            f'the checkpoint holds the unfolded kernel of {unfolded[0].removesuffix(".weight")} '
-            f'(and of {len(unfolded) - 1} more layers), where the model has a plain convolution; fold the checkpoint '
-            'with `python tools/deploy.py CONFIG CHECKPOINT OUT`, or use the config that it was trained with'
-        )
-
-
-def _fits(saved: Tensor, own: Tensor | Any) -> bool:
-    """Equal shapes; a plain kernel also fits a layer that generates its own from it."""
-    shape = getattr(own, 'shape', torch.Size())
-    return saved.shape == shape or (len(shape) == 5 and (1, *saved.shape) == shape)
-
-
-def _named(keys: list[str]) -> str:
-    few = ', '.join(keys[:3]) + (', ...' if len(keys) > 3 else '')
-    return f'{len(keys)} ({few})' if keys else '0'
-
-
-def load_all(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load weights that must fit without a missing or unexpected key.
-
-    Raises:
-        RuntimeError: If they do not; in one sentence.
-    """
-    try:
-        missing, unexpected = model.load_state_dict(state_dict, strict=False)
-    except RuntimeError as misfit:
-        # The first line names the class, each of the others a tensor.
-        lines = str(misfit).splitlines()[1:] or [str(misfit)]
-        raise RuntimeError(
-            f'the checkpoint does not fit the model: {lines[0].strip().rstrip(".")}, and {len(lines) - 1} more like it; pass '
-            'the config that it was trained with'
-        ) from misfit
-    if missing or unexpected:
-        raise RuntimeError(
-            f'the checkpoint does not fit the model: {len(missing)} keys are missing ({missing[:3]} ...) and '
-            f'{len(unexpected)} unexpected ({unexpected[:3]} ...); pass the config that it was trained with'
-        )

@@ -19,9 +19,10 @@ from mmengine.registry import HOOKS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmext.checkpoints import hand_over, load_all, read_checkpoint, serve, state_dict_of
+from mmext.checkpoints import hand_over, read_checkpoint, serve, state_dict_of
 from mmext.contracts import HasOpenChoices
 from mmext.errors import CheckpointError, UsageError, reason
+from mmext.fit import load_all
 from mmext.hosts import build_model
 from mmext.registry import resolve
 

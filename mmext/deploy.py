@@ -16,10 +16,10 @@ from mmengine.registry import HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
-from mmext.checkpoints import load_all
 from mmext.contracts import HasDeployedConfig, ServesTesting, optional_state
 from mmext.errors import reason
 from mmext.export import comparable, example_inputs, max_relative_error, outputs_of
+from mmext.fit import load_all
 from mmext.folding import fold_and_record
 from mmext.fusing import Fusions
 from mmext.hosts import build_model, without_pretrained

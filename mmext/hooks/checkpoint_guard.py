@@ -6,8 +6,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from mmext.checkpoints import compare, hand_over, read_checkpoint, release, serve, state_dict_of, unwrap
-from mmext.errors import CheckpointError
+from mmext.checkpoints import hand_over, read_checkpoint, release, serve, state_dict_of, unwrap
+from mmext.fit import check_resumable, check_start, check_whole
 from mmext.hosts import loads_weights
 from mmext.registry import HOOKS
 
@@ -18,13 +18,15 @@ __all__ = ['CheckpointGuardHook']
 class CheckpointGuardHook(Hook):
     """Refuses a checkpoint that cannot be right; ``tools/train.py`` and ``tools/test.py`` add it (ours).
 
-    It refuses one from which nothing sensible can come, and logs how many tensors fit. mmengine loads with
-    ``strict=False``, where a wrong checkpoint is a long warning followed by a model with random weights.
+    It looks at every checkpoint that reaches the model, be it through the runner or through ``init_cfg``. What is asked of one
+    depends on the intent, see :mod:`mmext.fit`. A checkpoint that is tested must say every tensor of the model. One that is
+    resumed from must agree with model, optimizer and schedules. Of one that a training starts from, one line says how much
+    fits. mmengine loads with ``strict=False``, where a wrong checkpoint is a long warning followed by random weights.
 
     Raises:
-        CheckpointError: If the checkpoint holds no tensors by name; if not one of them fits the model; if it is to be
-            resumed from and holds weights only; if it fits in part a model that says of itself ``fits_whole``, as
-            :class:`mmext.SignalModel` does; or if it was saved by a training model with generated kernels
+        CheckpointError: If the checkpoint holds no tensors by name, does not serve the intent, or has not one that fits; if
+            values are not finite, or of another kind of number; if it fits in part a model that says of itself
+            ``fits_whole``, as :class:`mmext.SignalModel` does; or if it was saved by a training model with generated kernels
             (:class:`mmext.convs.generated.GeneratedConv2d`) and the model has plain convolutions in their place.
 
     Example:
@@ -47,22 +49,26 @@ class CheckpointGuardHook(Hook):
                 saved, prefix = state_dict_of(content), cfg.get('prefix') or ''
                 prefix += '.' if prefix and not prefix.endswith('.') else ''
                 saved = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-                compare(saved, module, f'{cfg["checkpoint"]} for {name or "the model"}', runner.logger)
+                check_start(saved, module, f'{cfg["checkpoint"]} for {name or "the model"}', runner.logger)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check ``checkpoint`` against the runner's model and log the report."""
-        lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
-        if runner._resume and lacking:
-            raise CheckpointError(
-                f'cannot resume from a checkpoint without {" and ".join(lacking)} (weights only, as a published or '
-                'deployed model has); start from it instead: --cfg-options load_from=PATH, without --resume'
-            )
-        compare(state_dict_of(checkpoint), unwrap(runner.model), 'checkpoint', runner.logger)
+        """Check ``checkpoint`` against what it is loaded for, and log the report."""
+        if runner._resume:
+            check_resumable(checkpoint, runner)
+        else:
+            check = check_whole if _is_test(runner) else check_start
+            check(state_dict_of(checkpoint), unwrap(runner.model), 'checkpoint', runner.logger)
         release()
 
     def before_train(self, runner: Runner) -> None:
         """Free what ``init_cfg`` has loaded."""
         release()
+
+
+def _is_test(runner: Runner) -> bool:
+    """Tell whether the weights are evaluated as they are: a validation or test runs, and no training."""
+    loops = [getattr(runner, name, None) for name in ('_train_loop', '_val_loop', '_test_loop')]
+    return not isinstance(loops[0], BaseLoop) and any(isinstance(loop, BaseLoop) for loop in loops)
 
 
 def _pretrained(module: nn.Module) -> list[dict]:
