@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Report:
             figure, value, target, value >= target, ours=ours, theirs=theirs, by_minima=theirs['min'] / ours['min']
         )
 
-    def add(self, figure: str, value: float, target: float | None, met: bool, **more) -> None:
+    def add(self, figure: str, value: float, target: float | None, met: bool, **more: Any) -> None:
         self.rows.append(dict(figure=figure, value=value, target=target, met=bool(met), **more))
         row = self.rows[-1]
         detail = ''

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ class RDNet(Backbone):
         self.bounds = list(pairwise([0, *ends]))
         number = len(growths) * self.blocks_per_stage
         rates = iter([drop_path_rate * i / max(number - 1, 1) for i in range(number)])
-        common = dict(with_cp=with_cp, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        common: dict[str, Any] = dict(with_cp=with_cp, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
 
         self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 4, 4), build_norm_layer(norm_cfg, channels)[1])
         self.transitions, self.stages, widths = ModuleList(), ModuleList(), []
@@ -179,7 +180,8 @@ class RDNet(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (N, 3, H, W), to the maps of ``out_indices``."""
-        x, outs = self.stem(x), []
+        outs: list[Tensor] = []
+        x = self.stem(x)
         for number, (start, end) in enumerate(self.bounds):
             for transition, blocks in zip(self.transitions[start:end], self.stages[start:end], strict=True):
                 x = transition(x)

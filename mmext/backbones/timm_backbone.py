@@ -72,7 +72,8 @@ class TimmBackbone(Backbone):
             out_indices = tuple(range(max(scales - 4, 0), scales))
         super().__init__(out_indices, scales, frozen_stages, norm_eval, init_cfg)
         self.name = name
-        self.network = _create(name, in_channels, kwargs, out_indices=self.out_indices)
+        # Any, because torch does not tell what attributes a module has.
+        self.network: Any = _create(name, in_channels, kwargs, out_indices=self.out_indices)
         self.out_channels = tuple(self.network.feature_info.channels())
         self.out_strides = tuple(self.network.feature_info.reduction())
         if with_cp:
@@ -161,7 +162,7 @@ class TimmBackbone(Backbone):
         return joined if hasattr(self.network, joined) else match[0]
 
 
-def _create(name: str, in_channels: int, kwargs: dict[str, Any], **more: Any) -> nn.Module:
+def _create(name: str, in_channels: int, kwargs: dict[str, Any], **more: Any) -> Any:
     try:
         import timm
     except ImportError as error:

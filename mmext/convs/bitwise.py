@@ -51,7 +51,6 @@ class BitwiseConv2d(GeneratedConv2d):
     """
 
     loads_kernel_exactly = False
-    weight: None  # type: ignore[assignment]
 
     def __init__(self, *args: Any, bits: int = 8, trainable_bits: Sequence[int] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

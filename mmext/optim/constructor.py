@@ -11,7 +11,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from torch import nn
 
 from mmext.arguments import Law, check, laws_of
-from mmext.contracts import TellsOptimOptions
+from mmext.contracts import TellsOptimOptions, find
 from mmext.errors import UsageError
 from mmext.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -119,10 +119,9 @@ class LayerOptionsConstructor:
 
 def _asked(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, dict[str, float]]]:
     """Yield the name, the parameter and the options of all that layers ask for."""
-    for prefix, module in model.named_modules():
-        if not isinstance(module, TellsOptimOptions):
-            continue
-        asked, own = module.optim_options(), dict(module.named_parameters(recurse=False))
+    for prefix, module in find(model, TellsOptimOptions):
+        asked = module.optim_options()
+        own = dict(model.get_submodule(prefix).named_parameters(recurse=False))
         wrong = set(asked) - set(own) | {k for options in asked.values() for k in options if k not in FIELDS}
         if wrong:
             raise ValueError(
@@ -130,7 +129,7 @@ def _asked(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, dict[str, floa
                 f'{sorted(FIELDS)} for its own parameters'
             )
         for name, options in asked.items():
-            yield f'{prefix}.{name}' if prefix else name, own[name], options
+            yield f'{prefix}.{name}' if prefix else name, own[name], dict(options)
 
 
 def _regroup(optimizer: Any, asked: dict[int, tuple[str, dict[str, float]]]) -> None:
