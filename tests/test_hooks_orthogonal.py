@@ -284,3 +284,12 @@ def test_bad_arguments():
         ValueError, match=r'^OrthogonalConvHook needs num_groups and min_filters of at least 1, got num_groups=0'
     ):
         OrthogonalConvHook(num_groups=0)
+
+
+def test_a_misspelt_name_is_told_before_the_first_iteration():
+    from types import SimpleNamespace
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3))
+    hook = OrthogonalConvHook(match='lyer1', start_epoch=20)
+    with pytest.raises(ValueError, match=r"found no layer that learns for match='lyer1'"):
+        hook.before_train(SimpleNamespace(model=model, train_loop=None))

@@ -56,7 +56,8 @@ def test_show_swap_prints_the_changed_layers_and_three_forms(tool, configs, caps
     rows = [line for line in out.splitlines() if line.startswith('backbone.')]
     assert [row.split()[0] for row in rows] == [f'backbone.layer1.{b}.conv{c}' for b in (0, 1) for c in (1, 2)]
     # 4 algebra matrices of 4 x 4 and a quarter of the kernel.
-    assert all(row.split()[1:] == ['Conv2d', 'PHConv2d', '576', '->', '208'] for row in rows)
+    assert all(row.split()[1:6] == ['Conv2d', 'PHConv2d', '576', '->', '208'] for row in rows)
+    assert all(row.split()[6] in ('exact', 'near', 'none') for row in rows)
     assert '4 layers change' in out
     forms = {line[:14].strip(): line for line in out.splitlines() if 'GFLOPs' in line}
     assert list(forms) == ['without mmext', 'as trained', 'deployed']
@@ -76,6 +77,23 @@ def test_show_swap_sees_slots_too_and_says_what_cannot_be_deployed(tool, configs
     assert 'GFLOPs' not in out
     show_swap.main([str(configs / 'xnor.py'), '--no-flops'])
     assert 'not deployable: 4 layers have no plain form' in capsys.readouterr().out
+
+
+def test_show_swap_reports_modules_that_have_no_plain_form_in_the_config(tool, configs, capsys):
+    (configs / 'neck.py').write_text(
+        "default_scope = 'mmpretrain'\n"
+        "model = dict(type='ImageClassifier', backbone=dict(type='LeNet5'), neck=dict(type='mmext.LENI', num_channels=4))\n"
+    )
+    tool('show_swap').main([str(configs / 'neck.py'), '--no-flops'])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('neck'))
+    assert row.split()[:3] == ['neck', '-', 'LENI']
+
+
+@pytest.mark.parametrize('shape', [('0', '0'), ('-4', '4'), ('99999999', '4')])
+def test_show_swap_refuses_sizes_that_are_none(tool, configs, shape, capsys):
+    with pytest.raises(SystemExit):
+        tool('show_swap').main([str(configs / 'slot.py'), '--shape', *shape])
+    assert 'whole number from 1 to' in capsys.readouterr().err
 
 
 def test_show_swap_refuses_a_config_without_anything_of_ours(tool, configs):

@@ -51,6 +51,9 @@ class AuxiliaryLossHook(Hook):
         """
         raise NotImplementedError(f'{type(self).__name__} must define loss(model)')
 
+    def check(self, model: nn.Module) -> None:
+        """Raise an error, before the first iteration, if the terms cannot be computed for ``model``."""
+
     def before_train(self, runner: Runner) -> None:
         """Begin to listen to the model's forward."""
         if self.start_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
@@ -58,6 +61,7 @@ class AuxiliaryLossHook(Hook):
                 f'{type(self).__name__} would never reach start_epoch={self.start_epoch}: the training loop counts iterations '
                 'only; pass start_epoch=0 and start_iter=...'
             )
+        self.check(unwrap(runner.model))
         self._stop()  # an interrupted training has left without after_train
         self._handle = unwrap(runner.model).register_forward_hook(self._add, with_kwargs=True)
 

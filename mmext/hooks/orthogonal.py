@@ -92,6 +92,10 @@ class OrthogonalConvHook(AuxiliaryLossHook):
         self.min_filters = min_filters
         self.sets = sets
 
+    def check(self, model: nn.Module) -> None:
+        """Find the layers; a name that is misspelt is told at once."""
+        self.layers(model)
+
     def loss(self, model: nn.Module) -> dict[str, Tensor]:
         return {'loss_orth': torch.stack([self._term(layer) for layer in self.layers(model).values()]).sum()}
 

@@ -23,17 +23,20 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmext import cli
-from mmext.errors import UsageError
+from mmext.errors import UsageError, reason
 from mmext.export import TensorMode
 from mmext.folding import fold
-from mmext.surgery import unwrapped
+from mmext.registry import resolve
+from mmext.surgery import distance, host_class, swap_layers, unwrapped, verdict
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config whose model uses mmext.swap_layers, or an mmext layer as conv_cfg')
-    parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='size of the input')
+    parser.add_argument(
+        '--shape', type=cli.positive, nargs=2, default=(224, 224), metavar=('H', 'W'), help='size of the input'
+    )
     parser.add_argument('--no-flops', action='store_true', help='count parameters only, which needs no forward')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
     return parser.parse_args(argv)
@@ -45,7 +48,7 @@ def without_ours(cfg: Any) -> Any:
         return [without_ours(c) for c in cfg]
     if not isinstance(cfg, Mapping):
         return cfg
-    while cfg.get('type') == 'mmext.swap_layers':
+    while resolve(cfg) is swap_layers:
         cfg = unwrapped(cfg)
     kept = {k: v for k, v in cfg.items() if not (k in ('conv_cfg', 'act_cfg', 'dcn') and _is_ours(v))}
     if 'dcn' in cfg and 'dcn' not in kept:
@@ -54,7 +57,7 @@ def without_ours(cfg: Any) -> Any:
 
 
 def _is_ours(cfg: Any) -> bool:
-    return isinstance(cfg, Mapping) and str(cfg.get('type')).startswith('mmext.')
+    return isinstance(cfg, Mapping) and getattr(resolve(cfg), '__module__', '').startswith('mmext.')
 
 
 def build(cfg: Mapping) -> nn.Module:
@@ -70,19 +73,27 @@ def parameters(module: nn.Module) -> int:
 def flops(model: nn.Module, shape: Sequence[int]) -> float:
     """Count multiply-adds of one image with mmengine's counter."""
     images = torch.zeros(1, 3, *shape)
-    return float(
-        get_model_complexity_info(TensorMode(model, images).eval(), inputs=(images,), show_table=False)['flops']
-    )
+    function = TensorMode(model, images).eval()
+    try:
+        return float(get_model_complexity_info(function, inputs=(images,), show_table=False)['flops'])
+    except Exception as error:  # the counter traces the model, and prints it, which not every host's model allows
+        raise UsageError(f'the FLOPs cannot be counted ({reason(error)}); pass --no-flops') from error
 
 
 def changes(before: nn.Module, after: nn.Module) -> list[tuple[str, nn.Module | None, nn.Module]]:
-    """Return the outermost modules whose class is another one, or that are new, with what stood there before."""
+    """Return the outermost modules of another class, or that are new, with what stood there before.
+
+    A norm, neck or head of this pack has no plain form in the config; it counts as new.
+    """
     old, rows = dict(before.named_modules()), []
     for name, module in after.named_modules():
         if any(name.startswith(f'{row[0]}.') for row in rows):
             continue
-        if type(old.get(name)) is not type(module):
-            rows.append((name, old.get(name), module))
+        known = old.get(name)
+        if known is None or host_class(known) is not host_class(module):
+            rows.append((name, known, module))
+        elif name and type(module).__module__.startswith('mmext.'):
+            rows.append((name, None, module))
     return rows
 
 
@@ -93,17 +104,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = cli.read_config(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     model_cfg = cfg.model.to_dict()
     if 'data_preprocessor' in cfg:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
     before, after = build(without_ours(model_cfg)), build(model_cfg)
     rows = changes(before, after)
     if not rows:
-        raise UsageError(
-            f'{args.config} changes nothing: its model has no mmext.swap_layers and no mmext layer as conv_cfg, act_cfg or dcn'
-        )
-    table = [('layer', 'before', 'after', 'parameters', '')]
+        raise UsageError(f'{args.config} changes nothing: its model has no mmext.swap_layers and no module of mmext')
+    table = [('layer', 'before', 'after', 'parameters', '', 'takes a checkpoint')]
     for name, old, new in rows:
         table.append(
             (
@@ -112,11 +121,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 type(new).__name__,
                 '-' if old is None else f'{parameters(old):,}',
                 f'-> {parameters(new):,}',
+                '-' if old is None else verdict(distance(old, new)),
             )
         )
     widths = [max(len(row[i]) for row in table) for i in range(5)]
-    for name, old, new, was, now in table:
-        print(f'{name:{widths[0]}}  {old:{widths[1]}}  {new:{widths[2]}}  {was:>{widths[3]}} {now}')
+    for name, old, new, was, now, taken in table:
+        print(
+            f'{name:{widths[0]}}  {old:{widths[1]}}  {new:{widths[2]}}  {was:>{widths[3]}} {now:{widths[4]}}  {taken}'
+        )
     print(f'{len(rows)} layers change')
 
     forms = {'without mmext': before, 'as trained': after}
