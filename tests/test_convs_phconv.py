@@ -29,14 +29,15 @@ def loops(layer: PHConv2d) -> torch.Tensor:
     """Return the kernel from the definition, entry by entry; group after group."""
     n, groups = layer.n, layer.groups
     outputs, inputs = layer.out_channels // groups, layer.in_channels // groups
-    per_out, per_in = outputs // n, layer.filters.shape[2]
+    banks = layer.filters.unflatten(0, (layer.n, -1))
+    per_out, per_in = outputs // n, layer.filters.shape[1]
     kernel = torch.zeros(layer.out_channels, inputs, *layer.kernel_size, dtype=layer.filters.dtype)
     for group in range(groups):
         for row in range(outputs):
             for column in range(inputs):
                 for s in range(n):
                     entry = layer.algebra[s, row // per_out, column // per_in]
-                    bank = layer.filters[s, group * per_out + row % per_out, column % per_in]
+                    bank = banks[s, group * per_out + row % per_out, column % per_in]
                     kernel[group * outputs + row, column] += entry * bank
     return kernel
 
@@ -51,18 +52,18 @@ def test_kernel_equals_the_definition_in_loops(inputs, outputs, groups, n):
 
 def test_one_dimension_is_a_plain_convolution():
     layer = with_algebra([[[1]]])
-    assert torch.equal(layer.generate_kernel(), layer.filters[0])
+    assert torch.equal(layer.generate_kernel(), layer.filters)
 
 
 def test_two_dimensions_contain_the_complex_convolution():
     layer = with_algebra(COMPLEX)
-    real, imag = layer.filters
+    real, imag = layer.filters.chunk(2)
     torch.testing.assert_close(layer.generate_kernel(), blocks([[real, -imag], [imag, real]]), rtol=0, atol=0)
 
 
 def test_four_dimensions_contain_the_quaternion_convolution():
     layer = with_algebra(QUATERNION)
-    r, i, j, k = layer.filters
+    r, i, j, k = layer.filters.chunk(4)
     expected = blocks([[r, -i, -j, -k], [i, r, -k, j], [j, k, r, -i], [k, -j, i, r]])
     torch.testing.assert_close(layer.generate_kernel(), expected, rtol=0, atol=0)
 

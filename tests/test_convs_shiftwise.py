@@ -23,7 +23,7 @@ def make(channels: int = 8, size: int = 7, **kwargs) -> ShiftwiseConv2d:
 
 def released_tables(layer: ShiftwiseConv2d, seed: int = 123) -> tuple:
     """Draw the tables as the released code does, in its order, from the global generators."""
-    count, n = layer.paths.shape[1:3]
+    count, n = len(layer.paths) // layer.n_path, layer.n_small
     np.random.seed(seed)
     ghost = np.sort(np.random.choice(layer.in_channels, layer.in_channels - count, replace=False))
     with torch.random.fork_rng():
@@ -47,12 +47,13 @@ def shifted(image, down, right, height, width):
 def by_shifting_and_adding(layer: ShiftwiseConv2d, x):
     """The released operator: convolve with every small kernel, then shift and add what comes out, then the norms."""
     (big, _), k, (height, width) = layer.kernel_size, layer.small_kernel, x.shape[2:]
-    count, n = layer.paths.shape[1:3]
+    count, n = len(layer.paths) // layer.n_path, layer.n_small
     ghost, horizontal, vertical, center = released_tables(layer)
     rep = torch.tensor([c for c in range(layer.in_channels) if c not in ghost])
     rows = cols = k - 1  # the padding of the small convolutions, by which their results lie further in
     every = sum(
-        F.conv2d(x[:, rep], path.reshape(count * n, 1, k, k), padding=k - 1, groups=count) for path in layer.paths
+        F.conv2d(x[:, rep], path.reshape(count * n, 1, k, k), padding=k - 1, groups=count)
+        for path in layer.paths.chunk(layer.n_path)
     )
     sums = torch.zeros(3, len(x), count, height, width, dtype=x.dtype)
     for r in range(layer.n_rep):

@@ -14,7 +14,7 @@ __all__ = ['phconv']
 def phconv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor] | None:
     """Rename algebra and filters, and drop the bias, which the released layer never adds; fold hypercomplex linear layers."""
     if {'A', 'F'} <= layer.keys() and layer['F'].ndim == 5:
-        return dict(algebra=layer['A'], filters=layer['F'])
+        return dict(algebra=layer['A'], filters=layer['F'].flatten(0, 1))
     # The networks write a linear layer's tensors in capitals, the library of layers does not.
     for algebra, matrices in (('A', 'S'), ('a', 's')):
         if {algebra, matrices} <= layer.keys() and layer[matrices].ndim == 3:

@@ -34,7 +34,7 @@ def shiftwise(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     count = len(layer[f'{inner}bn_small.weight'])
     small, n = paths[0].shape[-1], len(paths[0]) // count
     drawn = _shiftwise_tables(layer, options, count, n, small)
-    ours = {f'{inner}paths': torch.stack([path.view(count, n, small, small) for path in paths])}
+    ours = {f'{inner}paths': torch.cat([path.view(count, n, small, small) for path in paths])}
     for i, norm in enumerate((f'{inner}bn_lora1.', f'{inner}bn_lora2.', f'{inner}bn_small.')):
         ours |= {f'{inner}norms.{i}.{k.removeprefix(norm)}': layer[k] for k in layer if k.startswith(norm)}
     ours |= {f'{inner}{k}': table for k, table in drawn.items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmext.arguments import check_conv2d
 
-__all__ = ['ExtConv2d', 'ForeignWeightError']
+__all__ = ['ExtConv2d', 'ForeignWeightError', 'flattened']
 
 
 class ForeignWeightError(TypeError, AttributeError):
@@ -150,10 +150,18 @@ def _keywords_of(cls: type) -> list[inspect.Parameter]:
     return [p for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
+def flattened(state_dict: dict, key: str, own: Tensor) -> dict:
+    """Return ``state_dict`` with the leading axes of ``key`` in one, as ``own`` has it: 5-D tensors stop channels_last."""
+    saved = state_dict.get(key)
+    if not isinstance(saved, Tensor) or saved.ndim != own.ndim + 1 or saved.shape[2:] != own.shape[1:]:
+        return state_dict
+    return {**state_dict, key: saved.flatten(0, 1)}
+
+
 def _is_scaled(old: Tensor | None, new: Tensor) -> bool:
     """Whether ``new`` is ``old`` with another scale for each output, as fusing a batch norm makes it."""
     ordinary = (Tensor, nn.Parameter)
-    if type(old) not in ordinary or type(new) not in ordinary or old is None or new.is_meta or old.shape != new.shape:
+    if old is None or {type(old), type(new)} - {*ordinary} or old.is_meta or new.is_meta or old.shape != new.shape:
         return False
     with torch.no_grad():
         a, b = (t.flatten(1).to('cpu', torch.float64) for t in (old, new))

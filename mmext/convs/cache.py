@@ -63,8 +63,9 @@ class Sources:
     a tenth of walking ``parameters()``, which would be felt beside a small convolution.)
 
     Attributes:
-        known: Whether the tables hold all of it, as ordinary tensors. A replica of ``DataParallel`` or a layer that FSDP has
-            taken apart has tensors for attributes, and a sharded parameter is a tensor of another class.
+        known: Whether the tables hold all of it, as ordinary tensors that count what is written into them. A replica of
+            ``DataParallel`` has tensors for attributes, a sharded parameter is a tensor of another class, and FSDP gathers a
+            parameter anew for every forward without counting.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -79,7 +80,9 @@ class Sources:
         ]
         tensors = [v for *_, values in self.tables for v in values if isinstance(v, Tensor)]
         self.known = all(type(t) in (Tensor, nn.Parameter) for t in tensors) and not any(
-            isinstance(value, Tensor) for module in modules for value in module.__dict__.values()
+            isinstance(value, Tensor) or name == '_is_fsdp_managed_module'
+            for module in modules
+            for name, value in module.__dict__.items()
         )
         self.tensors = [(t, t.data_ptr(), None if t.is_inference() else t._version) for t in tensors if self.known]
 

@@ -67,17 +67,17 @@ class ConditionedConv2d(GeneratedConv2d):
         self.source = source
         self.condition_dim = condition_dim
         self.hidden_dim = hidden_dim
+        like: Any = dict(device=self.weight.device, dtype=self.weight.dtype)
         if source == 'given':
-            self.register_buffer('condition', torch.zeros(condition_dim))
+            self.register_buffer('condition', torch.zeros(condition_dim, **like))
         else:
-            axis = torch.linspace(-1, 1, GRID)
-            grid = torch.stack(torch.meshgrid(axis, axis, indexing='ij'))[None]
-            self.register_buffer('grid', grid, persistent=False)
             self.observer: Any = nn.Sequential(
-                nn.Conv2d(2, condition_dim, 3, 2, 1), nn.ReLU(), nn.Conv2d(condition_dim, condition_dim, 3, 2, 1)
+                nn.Conv2d(2, condition_dim, 3, 2, 1, **like),
+                nn.ReLU(),
+                nn.Conv2d(condition_dim, condition_dim, 3, 2, 1, **like),
             )
-        self.trunk = nn.Linear(condition_dim, hidden_dim)
-        self.head = nn.Linear(hidden_dim, self.weight.numel())
+        self.trunk = nn.Linear(condition_dim, hidden_dim, **like)
+        self.head = nn.Linear(hidden_dim, self.weight.numel(), **like)
         self._zero_head()
 
     def _zero_head(self) -> None:
@@ -86,6 +86,8 @@ class ConditionedConv2d(GeneratedConv2d):
 
     def init_weights(self) -> None:
         super().init_weights()
+        if self.source == 'given':
+            nn.init.zeros_(self.condition)
         for module in self.modules():
             if module is not self and isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.reset_parameters()
@@ -108,7 +110,13 @@ class ConditionedConv2d(GeneratedConv2d):
         self.condition.copy_(standardized(condition))
 
     def generate_kernel(self) -> Tensor:
-        condition = self.condition if self.source == 'given' else self.observer(self.grid).mean((0, 2, 3))
+        if self.source == 'given':
+            condition = self.condition
+        else:
+            # Not kept: a buffer that no checkpoint holds would stay empty on a layer that was built on the meta device.
+            axis = torch.linspace(-1, 1, GRID, device=self.weight.device, dtype=self.weight.dtype)
+            grid = torch.stack(torch.meshgrid(axis, axis, indexing='ij'))[None]
+            condition = self.observer(grid).mean((0, 2, 3))
         residual = self.head(F.relu(self.trunk(condition)))
         return self.weight + residual.view_as(self.weight)
 

@@ -97,10 +97,11 @@ class DCLSConv2d(PointConv2d):
         self.version = version
         if self.plain:
             return
+        like = self.drop_weight()
         shape = (self.out_channels, self.in_channels // self.groups, kernel_count)
-        self.point_weight = nn.Parameter(torch.empty(shape))
-        self.P = nn.Parameter(torch.empty(2, *shape))
-        self.register_parameter('SIG', nn.Parameter(torch.empty(2, *shape)) if version in MIN_WIDTH else None)
+        self.point_weight = nn.Parameter(like.new_empty(shape))
+        self.P = nn.Parameter(like.new_empty(2, *shape))
+        self.register_parameter('SIG', nn.Parameter(like.new_empty(2, *shape)) if version in MIN_WIDTH else None)
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -101,7 +101,7 @@ class GaussianConv2d(GeneratedConv2d):
             self.register_parameter('log_sigma', None)
             return
         count = self.in_channels if per == 'channel' else 1
-        self.log_sigma = nn.Parameter(torch.empty(count, NUMBERS[covariance]))
+        self.log_sigma = nn.Parameter(self.weight.new_empty(count, NUMBERS[covariance]))
         self.init_weights()
 
     def _symmetric_padding(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmext.convs.base import flattened
 from mmext.convs.generated import GeneratedConv2d
 from mmext.registry import MODELS
 
@@ -40,8 +41,8 @@ class PHConv2d(GeneratedConv2d):
         **kwargs: Those of ``nn.Conv2d``.
 
     Shape:
-        ``algebra`` is (n, n, n), ``filters`` (n, Co/n, ceil(Ci/groups/n), kh, kw). There is no ``weight``. A plain kernel is
-        approached by the nearest sum of n Kronecker products, a truncated singular value decomposition.
+        ``algebra`` is (n, n, n), ``filters`` (Co, ceil(Ci/groups/n), kh, kw), bank by bank. There is no ``weight``. A plain
+        kernel is approached by the nearest sum of n Kronecker products, a truncated singular value decomposition.
 
     Raises:
         ValueError: If ``n`` does not divide the output channels of a group, or ``init`` is unknown.
@@ -70,7 +71,7 @@ class PHConv2d(GeneratedConv2d):
         like = self.drop_weight()
         self.algebra = nn.Parameter(like.new_empty(n, n, n))
         inputs = -(-self.in_channels // self.groups // n)
-        self.filters = nn.Parameter(like.new_empty(n, self.out_channels // n, inputs, *self.kernel_size))
+        self.filters = nn.Parameter(like.new_empty(self.out_channels, inputs, *self.kernel_size))
         self.init_weights()
 
     @torch.no_grad()
@@ -79,7 +80,7 @@ class PHConv2d(GeneratedConv2d):
         fan_in = self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
         nn.init.xavier_uniform_(self.algebra)
         if self.init == 'official':
-            nn.init.xavier_uniform_(self.filters)
+            nn.init.xavier_uniform_(self.filters.unflatten(0, (self.n, -1)))
         else:
             # By the drawn algebra and not by its expected size, from which few numbers (one, for n=1) may be far.
             bound = (6 / fan_in) ** 0.5
@@ -88,20 +89,24 @@ class PHConv2d(GeneratedConv2d):
             nn.init.uniform_(self.bias, -(fan_in**-0.5), fan_in**-0.5)
 
     def generate_kernel(self) -> Tensor:
-        per_group = self.filters.view(self.n, self.groups, -1, *self.filters.shape[2:])
+        per_group = self.filters.unflatten(0, (self.n, self.groups, -1))
         kernel = torch.einsum('spq,sgoiuv->gpoqiuv', self.algebra, per_group)
         kernel = kernel.reshape(self.out_channels, -1, *self.kernel_size)
         return kernel[:, : self.in_channels // self.groups]
 
     def load_kernel(self, kernel: Tensor) -> None:
-        n, completed = self.n, self.n * self.filters.shape[2]
+        n, completed = self.n, self.n * self.filters.shape[1]
         kernel = F.pad(kernel.double(), (0, 0, 0, 0, 0, completed - kernel.shape[1]))
         # One row per entry (p, q) of the algebra: a sum of n Kronecker products is a matrix of rank n.
-        blocks = kernel.view(self.groups, n, -1, n, self.filters.shape[2], *self.kernel_size)
+        blocks = kernel.view(self.groups, n, -1, n, self.filters.shape[1], *self.kernel_size)
         rows = blocks.permute(1, 3, 0, 2, 4, 5, 6).reshape(n * n, -1)
         leading = torch.linalg.eigh(rows @ rows.T).eigenvectors[:, -n:].T
         self.algebra.copy_(leading.reshape(n, n, n))
-        self.filters.copy_((leading @ rows).view_as(self.filters))
+        self.filters.copy_((leading @ rows).view(self.filters.shape))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict = flattened(state_dict, f'{prefix}filters', self.filters)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def own_repr(self) -> str:
         return f'n={self.n}, init={self.init!r}'

@@ -14,7 +14,7 @@ __all__ = ['PointConv2d']
 
 
 class PointConv2d(GeneratedConv2d):
-    """What such systems share: the window is ``kernel_size``, and there is no ``weight``.
+    """What such systems share: the window is ``kernel_size``, and the points stand in the place of ``weight``.
 
     A 1 x 1 window leaves a point no room: such a layer stays a plain convolution.
 
@@ -25,8 +25,6 @@ class PointConv2d(GeneratedConv2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.plain = self.kernel_size == (1, 1)
-        if not self.plain:
-            self.drop_weight()
 
     def can_load_kernel(self, shape: Sequence[int]) -> bool:
         """Whether the kernel has the layer's channels and fits into its window."""

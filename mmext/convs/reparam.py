@@ -16,7 +16,7 @@ from mmext.arguments import Cfg
 from mmext.convs.generated import GeneratedConv2d
 from mmext.ops.depthwise import depthwise_conv2d
 
-__all__ = ['ReparamConv2d', 'bn_affine', 'foldable_norm']
+__all__ = ['ReparamConv2d', 'bn_affine', 'foldable_norm', 'normalized', 'total_shift']
 
 
 class ReparamConv2d(GeneratedConv2d):
@@ -36,7 +36,7 @@ class ReparamConv2d(GeneratedConv2d):
             direction: ``'1xk'``), ``'3x3@2'`` one with taps two apart, ``'avg'`` the average over the window with the
             padding counted, ``'identity'`` the input. The last two need as many outputs as inputs, and ``'identity'``
             stride 1; where a layer cannot have them, they are left out.
-        norm_cfg: The batch norm of each branch.
+        norm_cfg: The batch norm of each branch, None for none: a batch of one with maps of one pixel has no statistics.
         **kwargs: Those of ``nn.Conv2d``.
 
     Shape:
@@ -44,8 +44,9 @@ class ReparamConv2d(GeneratedConv2d):
         by the first ``'kxk'`` branch, so that all of them together compute with it.
 
     Raises:
-        ValueError: If a kernel is even, a branch is unknown, larger than the layer, or no branch is left, or if
-            ``norm_cfg`` is not a batch norm with running statistics (no other norm folds).
+        ValueError: If a kernel is even, a branch is unknown, larger than the layer, or no branch is left; if ``norm_cfg`` is
+            not a batch norm with running statistics (no other norm folds), or None with nothing but fixed branches; in
+            training, if a batch has one value per channel.
     """
 
     def __init__(
@@ -63,17 +64,19 @@ class ReparamConv2d(GeneratedConv2d):
             raise ValueError(
                 f'{type(self).__name__} centers its branches and needs an odd kernel_size, got {self.kernel_size}'
             )
-        self.drop_weight()
+        like = self.drop_weight()
         same_channels = self.in_channels == self.out_channels
         impossible = (
             () if same_channels and self.stride == (1, 1) else ('identity',) if same_channels else ('identity', 'avg')
         )
         # Any, because torch does not tell what a ModuleList holds.
-        self.branches: Any = nn.ModuleList(_Branch(self, kind, norm_cfg) for kind in branches if kind not in impossible)
-        if not self.branches:
+        self.branches: Any = nn.ModuleList(
+            _Branch(self, kind, norm_cfg, like) for kind in branches if kind not in impossible
+        )
+        if not any(True for _ in self.branches.parameters()):
             raise ValueError(
-                f'{type(self).__name__} has no branch left of {tuple(branches)} for in_channels={self.in_channels}, '
-                f"out_channels={self.out_channels}, stride={self.stride}; add 'kxk'"
+                f'{type(self).__name__} has no branch left that learns of {tuple(branches)} for in_channels='
+                f"{self.in_channels}, out_channels={self.out_channels}, stride={self.stride}, {norm_cfg=}; add 'kxk'"
             )
         self.init_weights()
 
@@ -97,18 +100,22 @@ class ReparamConv2d(GeneratedConv2d):
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
     def generate_kernel(self) -> Tensor:
-        return torch.stack([branch.padded_kernel(self.kernel_size) for branch in self.branches]).sum(0)
+        return torch.stack([branch.padded_kernel(self) for branch in self.branches]).sum(0)
 
-    def generate_bias(self) -> Tensor:
-        shift = torch.stack([bn_affine(branch.norm)[1] for branch in self.branches]).sum(0)
-        return shift if self.bias is None else shift + self.bias
+    def like(self) -> Tensor:
+        """Return a tensor of the layer's own, for its device and type."""
+        learned = (t for branch in self.branches for t in (branch.weight, branch.norm and branch.norm.running_mean))
+        return next(t for t in learned if t is not None)
+
+    def generate_bias(self) -> Tensor | None:
+        return total_shift([branch.norm for branch in self.branches], self.bias)
 
     def load_kernel(self, kernel: Tensor) -> None:
         whole = next((branch for branch in self.branches if branch.kind == 'kxk'), None)
         if whole is None:
             raise ValueError(f"{type(self).__name__} starts from a given kernel only with a branch 'kxk'")
-        scale = bn_affine(whole.norm)[0].view(-1, 1, 1, 1)
-        whole.weight += (kernel - self.generate_kernel()) / scale
+        rest = kernel - self.generate_kernel()
+        whole.weight += rest if whole.norm is None else rest / bn_affine(whole.norm)[0].view(-1, 1, 1, 1)
 
     def own_repr(self) -> str:
         return f'branches={tuple(branch.kind for branch in self.branches)}'
@@ -117,57 +124,89 @@ class ReparamConv2d(GeneratedConv2d):
 class _Branch(nn.Module):
     """One kernel, learned or fixed, and its batch norm."""
 
-    def __init__(self, conv: ReparamConv2d, kind: str, norm_cfg: dict | None) -> None:
+    def __init__(self, conv: ReparamConv2d, kind: str, norm_cfg: dict | None, like: Tensor) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.groups = kind, conv.groups
         owner = type(conv).__name__
-        size, self.spacing = _branch_size(kind, conv.kernel_size, owner)
-        self.extent = tuple(self.spacing * (k - 1) + 1 for k in size)
-        like = (conv.out_channels, conv.in_channels // conv.groups)
-        if kind in ('avg', 'identity'):
-            kernel = nn.init.dirac_(torch.empty(*like, 1, 1), conv.groups)
-            kernel = kernel.expand(-1, -1, *size) / (size[0] * size[1])
-            self.register_buffer('weight', kernel, persistent=False)
-        else:
-            self.weight = nn.Parameter(torch.empty(*like, *size))
-        self.norm = foldable_norm(norm_cfg, conv.out_channels, owner)
+        self.size, self.spacing = _branch_size(kind, conv.kernel_size, owner)
+        self.extent = tuple(self.spacing * (k - 1) + 1 for k in self.size)
+        fixed = kind in ('avg', 'identity')
+        self.weight = None if fixed else nn.Parameter(like.new_empty(*like.shape[:2], *self.size))
+        self.norm = foldable_norm(norm_cfg, conv.out_channels, owner, like)
 
     def init_weights(self) -> None:
-        if isinstance(self.weight, nn.Parameter):
+        if self.weight is not None:
             nn.init.kaiming_normal_(self.weight)
-        self.norm.reset_parameters()
+        if self.norm is not None:
+            self.norm.reset_parameters()
+
+    def kernel(self, like: Tensor, channels: int) -> Tensor:
+        """Return the kernel, (Co, Ci/groups, kh, kw); a fixed one is made anew, of the device and type of ``like``.
+
+        A buffer that no checkpoint holds would stay empty on a layer that was built on the meta device.
+        """
+        if self.weight is not None:
+            return self.weight
+        per_group = torch.eye(channels // self.groups, dtype=like.dtype, device=like.device).repeat(self.groups, 1)
+        return per_group[..., None, None].expand(-1, -1, *self.size) / (self.size[0] * self.size[1])
 
     def forward(self, padded: Tensor, conv: ReparamConv2d) -> Tensor:
         rows, cols = ((k - e) // 2 * d for k, e, d in zip(conv.kernel_size, self.extent, conv.dilation, strict=True))
         x = padded[..., rows : padded.shape[-2] - rows, cols : padded.shape[-1] - cols]
         if self.kind != 'identity':
             dilation = (conv.dilation[0] * self.spacing, conv.dilation[1] * self.spacing)
+            kernel = self.kernel(x, conv.out_channels)
             if conv.groups == conv.in_channels == conv.out_channels:
-                x = depthwise_conv2d(x, self.weight, None, conv.stride, 0, dilation)
+                x = depthwise_conv2d(x, kernel, None, conv.stride, 0, dilation)
             else:
-                x = F.conv2d(x, self.weight, None, conv.stride, 0, dilation, conv.groups)
-        return self.norm(x)
+                x = F.conv2d(x, kernel, None, conv.stride, 0, dilation, conv.groups)
+        return normalized(x, self.norm, type(conv).__name__)
 
-    def padded_kernel(self, full: tuple[int, int]) -> Tensor:
-        """Return what the branch adds to a kernel of size ``full`` in eval mode."""
-        scale, _ = bn_affine(self.norm)
-        kernel = self.weight * scale.view(-1, 1, 1, 1)
+    def padded_kernel(self, conv: ReparamConv2d) -> Tensor:
+        """Return what the branch adds to the layer's kernel in eval mode."""
+        kernel = self.kernel(conv.like(), conv.out_channels)
+        if self.norm is not None:
+            kernel = kernel * bn_affine(self.norm)[0].view(-1, 1, 1, 1)
         if self.spacing > 1:
             spread = kernel.new_zeros(*kernel.shape[:2], *self.extent)
             spread[..., :: self.spacing, :: self.spacing] = kernel
             kernel = spread
-        rows, cols = ((k - e) // 2 for k, e in zip(full, self.extent, strict=True))
+        rows, cols = ((k - e) // 2 for k, e in zip(conv.kernel_size, self.extent, strict=True))
         return F.pad(kernel, (cols, cols, rows, rows))
 
 
-def foldable_norm(norm_cfg: dict | None, channels: int, owner: str) -> _BatchNorm:
-    """Build a norm, and refuse one that is no batch norm with running statistics, in the name of class ``owner``."""
-    norm = build_norm_layer(norm_cfg, channels)[1] if norm_cfg else None
+def foldable_norm(norm_cfg: dict | None, channels: int, owner: str, like: Tensor) -> _BatchNorm | None:
+    """Build a norm of the device and type of ``like``; refuse, for class ``owner``, what is no batch norm with statistics."""
+    if norm_cfg is None:
+        return None
+    norm = build_norm_layer(norm_cfg, channels)[1]
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         raise ValueError(
             f'{owner} folds batch norms with running statistics only, got {norm_cfg=}; use a norm_cfg of type BN or SyncBN'
         )
-    return norm
+    return norm.to(device=like.device, dtype=like.dtype)
+
+
+def normalized(x: Tensor, norm: _BatchNorm | None, owner: str) -> Tensor:
+    """Return ``norm(x)``; where a batch has too little for statistics, say in the name of ``owner`` what to do."""
+    if norm is None:
+        return x
+    try:
+        return norm(x)
+    except ValueError as error:
+        if x.numel() > x.shape[1]:
+            raise
+        raise ValueError(
+            f'{owner} has batch norms inside, which need more than one value per channel in training, got a batch of shape '
+            f'{tuple(x.shape)}; pass norm_cfg=None or a larger batch'
+        ) from error
+
+
+def total_shift(norms: Sequence[_BatchNorm | None], bias: Tensor | None) -> Tensor | None:
+    """Return the sum of what the norms add in eval mode and of ``bias``, None where there is neither."""
+    shifts = [bn_affine(norm)[1] for norm in norms if norm is not None]
+    shifts += [] if bias is None else [bias]
+    return torch.stack(shifts).sum(0) if shifts else None
 
 
 def bn_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Few, Repeats, Seed
+from mmext.convs.base import flattened
 from mmext.convs.generated import GeneratedConv2d
-from mmext.convs.reparam import bn_affine, foldable_norm
+from mmext.convs.reparam import bn_affine, foldable_norm, normalized, total_shift
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
 
@@ -44,19 +45,20 @@ class ShiftwiseConv2d(GeneratedConv2d):
         ghost_ratio: Part of the channels that pass unchanged; the number of the others is rounded down to an even one.
         n_path: How many sets of small kernels are summed; they fold into one.
         n_rep: How many orders are summed.
-        norm_cfg: The three batch norms.
+        norm_cfg: The three batch norms, None for none.
         seed: Of the orders and of the choice of channels. They are drawn by generators of the layer's own, in the
             sequence of the released code, whose tables are those of its seed, the default.
         **kwargs: Those of ``nn.Conv2d``.
 
     Shape:
-        ``paths`` is (n_path, C', n, k, k) with C' channels that do not pass unchanged. Fixed and saved: ``channels`` (C',),
+        ``paths`` is (n_path C', n, k, k) with C' channels that do not pass unchanged. Fixed and saved: ``channels`` (C',),
         their indices; ``slots_h`` and ``slots_v`` (C', n, n), how many of the orders put the small kernel of the last index
         into the place of the middle one; ``slots_s`` (C', n), how many centers the kernel is.
 
     Raises:
         ValueError: If the layer is not depthwise, a kernel even or not square, an argument out of range, no channel is left
-            to convolve, or ``norm_cfg`` is not a batch norm with running statistics.
+            to convolve, or ``norm_cfg`` is not a batch norm with running statistics; in training, if a batch has one value
+            per channel.
 
     Our reading: the channels stay in their order, where the released code puts those that pass behind the others, so that the
     layer folds into a plain convolution alone. Stride and dilation are those of the generated kernel; the released
@@ -121,16 +123,16 @@ class ShiftwiseConv2d(GeneratedConv2d):
         self.reach = self.n_small * small_kernel - 1 - size // 2
         self.radius = max(size // 2, self.reach)
         like = self.drop_weight()
-        self.paths = nn.Parameter(like.new_empty(n_path, count, self.n_small, small_kernel, small_kernel))
+        self.paths = nn.Parameter(like.new_empty(n_path * count, self.n_small, small_kernel, small_kernel))
         # Any, because torch does not tell what a ModuleList holds.
-        self.norms: Any = nn.ModuleList(foldable_norm(norm_cfg, count, 'ShiftwiseConv2d') for _ in range(3))
+        self.norms: Any = nn.ModuleList(foldable_norm(norm_cfg, count, 'ShiftwiseConv2d', like) for _ in range(3))
         for name, table in self._draw_tables(seed).items():
             self.register_buffer(name, table.to(like.device))
         self.init_weights()
 
     def _draw_tables(self, seed: int) -> dict[str, Tensor]:
         """Draw which channels are convolved and which small kernel goes where, in the released code's sequence."""
-        count, n = self.paths.shape[1:3]
+        count, n = len(self.paths) // self.n_path, self.n_small
         passing = np.random.RandomState(seed).choice(self.in_channels, self.in_channels - count, replace=False)
         generator = torch.Generator().manual_seed(seed)
         tables = {'channels': torch.from_numpy(np.setdiff1d(np.arange(self.in_channels), passing))}
@@ -147,7 +149,8 @@ class ShiftwiseConv2d(GeneratedConv2d):
             return super().init_weights()
         nn.init.normal_(self.paths, std=2**0.5 / self.small_kernel)
         for norm in self.norms:
-            norm.reset_parameters()
+            if norm is not None:
+                norm.reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -164,7 +167,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
 
     def strips(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the kernels H (C', 1, k, 2R+1), V (C', 1, 2R+1, k) and S (C', 1, k, k)."""
-        small = self.paths.sum(0)
+        small = self.paths.unflatten(0, (self.n_path, -1)).sum(0)
         # Products and sums, not matmul, which autocast would compute in half precision.
         horizontal, vertical = (
             (table.to(small)[..., None, None] * small.unsqueeze(1)).sum(2) for table in (self.slots_h, self.slots_v)
@@ -184,9 +187,10 @@ class ShiftwiseConv2d(GeneratedConv2d):
         x = self.pad(x, self.plain_geometry()['padding'])
         convolved = x.index_select(1, self.channels)
         outs = [
-            norm(depthwise_conv2d(self._crop(convolved, strip.shape[2:]), strip, None, self.stride, 0, self.dilation))
-            for strip, norm in zip(self.strips(), self.norms, strict=True)
+            depthwise_conv2d(self._crop(convolved, strip.shape[2:]), strip, None, self.stride, 0, self.dilation)
+            for strip in self.strips()
         ]
+        outs = [normalized(out, norm, type(self).__name__) for out, norm in zip(outs, self.norms, strict=True)]
         y = self._crop(x, (1, 1))[..., :: self.stride[0], :: self.stride[1]]
         y = y.index_add(1, self.channels, (outs[0] + outs[1] + outs[2]).to(y))
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
@@ -201,14 +205,22 @@ class ShiftwiseConv2d(GeneratedConv2d):
         kernel = self.paths.new_zeros(())
         for strip, norm in zip(self.strips(), self.norms, strict=True):
             rows, cols = (self.radius - k // 2 for k in strip.shape[2:])
-            kernel = kernel + F.pad(bn_affine(norm)[0].view(-1, 1, 1, 1) * strip, (cols, cols, rows, rows))
+            scaled = strip if norm is None else strip * bn_affine(norm)[0].view(-1, 1, 1, 1)
+            kernel = kernel + F.pad(scaled, (cols, cols, rows, rows))
         identity = F.pad(self.paths.new_ones(self.in_channels, 1, 1, 1), (whole // 2,) * 4)
         return identity.index_add(0, self.channels, kernel)
 
-    def generate_bias(self) -> Tensor:
-        shift = torch.stack([bn_affine(norm)[1] for norm in self.norms]).sum(0)
+    def generate_bias(self) -> Tensor | None:
+        shift = total_shift(self.norms, None)
+        if shift is None:
+            return self.bias
         shift = shift.new_zeros(self.in_channels).index_add(0, self.channels, shift)
         return shift if self.bias is None else shift + self.bias
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        if not self.plain:
+            state_dict = flattened(state_dict, f'{prefix}paths', self.paths)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def own_repr(self) -> str:
         return f'small_kernel={self.small_kernel}, ghost_ratio={self.ghost_ratio}, n_path={self.n_path}, n_rep={self.n_rep}'

@@ -91,10 +91,11 @@ class SMPConv2d(PointConv2d):
                 raise ValueError(f'SMPConv2d needs a positive {name}, got {value}')
         if self.plain:
             return
+        like = self.drop_weight()
         sets = 1 if shared_points else self.out_channels
-        self.weight_coord = nn.Parameter(torch.empty(sets, self.n_points, 2))
-        self.radius = nn.Parameter(torch.empty(sets, self.n_points, 1, 1))
-        self.weights = nn.Parameter(torch.empty(self.out_channels, self.in_channels // self.groups, self.n_points))
+        self.weight_coord = nn.Parameter(like.new_empty(sets, self.n_points, 2))
+        self.radius = nn.Parameter(like.new_empty(sets, self.n_points, 1, 1))
+        self.weights = nn.Parameter(like.new_empty(self.out_channels, self.in_channels // self.groups, self.n_points))
         self.init_weights()
 
     def init_weights(self) -> None:
