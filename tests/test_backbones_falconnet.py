@@ -43,7 +43,9 @@ def shake(model):
     ('size', 'expected'),
     [
         ((224, 224), [(56, 56), (28, 28), (14, 14), (7, 7)]),
-        ((200, 333), [(50, 84), (25, 42), (12, 21), (6, 10)]),
+        ((200, 333), [(50, 84), (25, 42), (13, 21), (7, 11)]),
+        ((333, 501), [(84, 126), (42, 63), (21, 32), (11, 16)]),
+        ((5, 1), [(2, 1), (1, 1), (1, 1), (1, 1)]),
         ((29, 31), [(8, 8), (4, 4), (2, 2), (1, 1)]),
     ],
 )
@@ -362,9 +364,26 @@ def test_bad_arguments(arguments, message):
         FalconNet(**arguments)
 
 
-def test_an_image_that_is_too_small_is_refused():
-    with pytest.raises(ValueError, match=r'at least 29 pixels a side, got \(64, 28\)'):
-        FalconNet(arch=TINY)(torch.randn(1, 3, 64, 28))
+@pytest.mark.parametrize('deployed', [False, True])
+@pytest.mark.parametrize('training', [False, True])
+def test_torch_fx_traces_it_for_every_size(training, deployed):
+    model = FalconNet(arch=TINY).train(training)
+    model = fold(model) if deployed else model
+    traced = torch.fx.symbolic_trace(model)
+    for size in ((64, 28), (75, 67)):
+        x = torch.randn(2, 3, *size)
+        for ours, theirs in zip(traced(x), model(x), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize('size', [(333, 501), (75, 67)])
+def test_a_path_aggregation_pyramid_fits_behind_it_at_odd_sizes(size):
+    neck = ROOT_MODELS.build(dict(type='mmdet.PAFPN', in_channels=[16, 16, 32, 32], out_channels=8, num_outs=4))
+    with torch.no_grad():
+        outs = neck(FalconNet(arch=TINY).eval()(torch.randn(1, 3, *size)))
+    assert [tuple(out.shape[2:]) for out in outs] == [
+        tuple(-(-side // stride) for side in size) for stride in (4, 8, 16, 32)
+    ]
 
 
 # --- shipped configs -----------------------------------------------------------------------------------------------------

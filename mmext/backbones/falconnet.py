@@ -86,16 +86,15 @@ class FalconNet(Backbone):
         init_cfg: As everywhere in mmengine.
 
     Shape:
-        (N, 3, H, W) to a tuple of (N, C_i, H_i, W_i). The stem rounds sizes up, the subsampling down: with
-        H_0 = ceil(H/4), H_i = floor(H_(i-1)/2). With four stages H and W must be at least 29.
+        (N, 3, H, W) to a tuple of (N, C_i, H_i, W_i). Sizes are rounded up, as the hosts' backbones do: H_0 = ceil(H/4),
+        H_i = ceil(H_(i-1)/2). The subsampling fills an odd size with a row or column of zeros, which is ours.
 
     Attributes:
         out_channels: Channels of the returned maps.
         out_strides: Strides of the returned maps.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices``, ``frozen_stages``, ``block`` or ``head_channels`` contradict each other, or
-            an image is too small.
+        ValueError: If ``arch``, ``out_indices``, ``frozen_stages``, ``block`` or ``head_channels`` contradict each other.
 
     Example:
         >>> net = FalconNet(out_indices=(2, 3))
@@ -144,8 +143,10 @@ class FalconNet(Backbone):
             stage = OrderedDict()
             if i:
                 before, here = channels[i - 1 : i + 1]
+                # A row and a column of zeros behind the map: no window reaches them unless the size is odd.
+                behind = dict(padding=(0, 1, 0, 1), padding_mode='zero')
                 stage['subsample'] = ConvModule(
-                    before, here, 2, stride=2, groups=before, norm_cfg=norm_cfg, act_cfg=None
+                    before, here, 2, stride=2, groups=before, norm_cfg=norm_cfg, act_cfg=None, **behind
                 )
             stage['blocks'] = Sequential(
                 *(
@@ -169,12 +170,6 @@ class FalconNet(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (N, 3, H, W), to the maps of ``out_indices``."""
-        smallest = 4 * 2 ** (len(self.stages) - 1) - 3
-        if min(x.shape[-2:]) < smallest:
-            raise ValueError(
-                f'FalconNet with {len(self.stages)} stages needs images of at least {smallest} pixels a side, got '
-                f'{tuple(x.shape[-2:])}; enlarge them or return fewer stages by out_indices'
-            )
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
