@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.analysis import get_model_complexity_info
 from mmengine.hub import get_config
@@ -286,7 +287,8 @@ def test_conv_module_takes_it(name):
     out = module(torch.randn(2, 8, 18, 18))
     assert out.shape[:2] == (2, 8)
     assert (18 // out.shape[2]) == like.stride[0]
-    assert build_conv_layer(conv_cfg, *args, stride=like.stride, groups=like.groups).bias is not None
+    built = build_conv_layer(conv_cfg, *args, stride=like.stride, groups=like.groups)
+    assert built.kernel_and_bias()[1] is not None
 
 
 @pytest.mark.parametrize('name', FAMILY)
@@ -310,6 +312,59 @@ def test_a_plain_checkpoint_is_the_start(name):
     before = fresh.fold().weight
     host.load_state_dict(host.state_dict())
     assert torch.equal(fresh.fold().weight, before)
+
+
+NOT_TAKEN = {n for n in FAMILY if not build(n).loads_kernel and not build(n).keeps_weight}
+STRETCHES = sorted({n for n in FAMILY if MODELS.get(n).stretches} - NOT_TAKEN)
+# Its smaller self is the same, which is not the plain kernel.
+BLURS = {'GaussianConv2d'}
+
+
+def enlarged(name: str) -> tuple[GeneratedConv2d, nn.Conv2d]:
+    """Return a fresh layer of a larger kernel, and a plain one of the size that it replaces."""
+    arguments = {**ARGUMENTS[name], 'groups': build(name).groups, 'bias': False, 'stride': 1}
+    size = arguments['kernel_size'] + (0 if name in ('DEConv2d', 'DilatedReparamConv2d') else 2)
+    old = dict(kernel_size=size - 2, padding=size // 2 - 1)
+    layer = MODELS.get(name)(**{**arguments, 'kernel_size': size, 'padding': size // 2})
+    return layer, nn.Conv2d(8, 8, **old, groups=arguments['groups'], bias=False)
+
+
+@pytest.mark.parametrize('name', sorted({*STRETCHES} - {'SPDConv2d'}))
+def test_an_enlarged_layer_starts_from_the_smaller_kernel(name):
+    layer, plain = enlarged(name)
+    before = layer.fold().weight
+    nn.Sequential(layer).load_state_dict(nn.Sequential(plain).state_dict(), strict=False)
+    layer.eval()
+    assert not torch.equal(layer.fold().weight, before)
+    if name in BLURS:
+        small = MODELS.get(name)(8, 8, plain.kernel_size, padding=plain.padding, groups=plain.groups, bias=False)
+        small.load_state_dict(plain.state_dict(), strict=False)
+        plain = small.eval()
+    x = torch.randn(2, 8, 18, 18)
+    ours, theirs = layer(x), plain(x)
+    if MODELS.get(name).loads_kernel_exactly:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    else:
+        assert F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.1
+
+
+def test_signs_have_no_zero_for_a_larger_kernel():
+    layer, plain = enlarged('BinaryWeightConv2d')
+    before = layer.weight.clone()
+    for strict in (True, False):
+        with pytest.raises(
+            RuntimeError, match=r'0\.BinaryWeightConv2d cannot start from a kernel of \(3, 3\), because zeros'
+        ):
+            nn.Sequential(layer).load_state_dict(nn.Sequential(plain).state_dict(), strict=strict)
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize('name', sorted(NOT_TAKEN))
+def test_a_plain_checkpoint_passes_by_a_layer_that_cannot_start_from_it(name):
+    """Nothing of it has a name that the layer knows: neither its kernel nor its bias."""
+    for layer, plain in (enlarged(name), (build(name), build(name).fold())):
+        missed = layer.load_state_dict(plain.state_dict(), strict=False)
+        assert {'weight'} <= {*missed.unexpected_keys} <= {'weight', 'bias'}
 
 
 @pytest.mark.parametrize('name', FAMILY)

@@ -17,7 +17,7 @@ def test_equals_the_released_form():
     layer = make()
     x = torch.randn(2, 32, 13, 9, dtype=torch.float64)
     untouched, square, row, column = x.split((20, 4, 4, 4), 1)
-    biases = layer.bias.chunk(3)
+    biases = layer.branch_bias.chunk(3)
     expected = [
         untouched,
         F.conv2d(square, layer.square, biases[0], padding=1, groups=4),
@@ -93,7 +93,7 @@ def test_other_layers_stay_plain(args):
 
 def test_starts_as_torch_starts_each_branch():
     layer = InceptionDWConv2d(3072, 3072, 11, padding=5, groups=3072)
-    for kernel, bias in zip((layer.square, layer.row, layer.column), layer.bias.chunk(3), strict=True):
+    for kernel, bias in zip((layer.square, layer.row, layer.column), layer.branch_bias.chunk(3), strict=True):
         bound = kernel[0].numel() ** -0.5
         for tensor in (kernel, bias):
             assert tensor.abs().max() <= bound

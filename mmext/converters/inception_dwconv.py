@@ -21,5 +21,5 @@ def inception_dwconv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]
     branches = dict(square='dwconv_hw', row='dwconv_w', column='dwconv_h')
     ours = {name: layer[f'{official}.weight'] for name, official in branches.items()}
     if 'dwconv_hw.bias' in layer:
-        ours['bias'] = torch.cat([layer[f'{official}.bias'] for official in branches.values()])
+        ours['branch_bias'] = torch.cat([layer[f'{official}.bias'] for official in branches.values()])
     return ours

@@ -63,6 +63,8 @@ class BinaryWeightConv2d(GeneratedConv2d):
         2
     """
 
+    stretches = False  # the sign of zero is +1
+
     def __init__(
         self,
         *args: Any,

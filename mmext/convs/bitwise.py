@@ -37,7 +37,8 @@ class BitwiseConv2d(GeneratedConv2d):
         **kwargs: Those of ``nn.Conv2d``.
 
     Shape:
-        ``magnitude_bits`` is (n - 1, Co, Ci/groups, kh, kw), ``sign_bits`` (Co, Ci/groups, kh, kw), ``alpha`` a scalar.
+        ``magnitude_bits`` is ((n - 1) Co, Ci/groups, kh, kw), bit by bit, ``sign_bits`` (Co, Ci/groups, kh, kw), ``alpha`` a
+        scalar.
 
     Raises:
         ValueError: If ``bits`` is outside of 2 to 8, or a trainable bit is not below ``bits`` - 1.
@@ -62,14 +63,9 @@ class BitwiseConv2d(GeneratedConv2d):
                 f'BitwiseConv2d has the magnitude bits 0 to {bits - 2} with {bits=}, got {trainable_bits=}; name some of them'
             )
         self.bits, self.trainable_bits = bits, tuple(sorted(chosen))
-        kernel = self.weight
-        del self.weight
-        self.register_parameter('weight', None)
-        self.magnitude_bits = nn.Parameter(kernel.new_empty(bits - 1, *kernel.shape))
+        kernel = self.drop_weight()
+        self.magnitude_bits = nn.Parameter(kernel.new_empty((bits - 1) * len(kernel), *kernel.shape[1:]))
         self.sign_bits = nn.Parameter(torch.empty_like(kernel))
-        learns = kernel.new_zeros(bits - 1, *[1] * kernel.ndim)
-        learns[list(self.trainable_bits)] = 1
-        self.register_buffer('learns', learns, persistent=False)
         self.register_buffer('alpha', kernel.new_empty(()))
         self.init_weights()
 
@@ -81,16 +77,17 @@ class BitwiseConv2d(GeneratedConv2d):
         for raw in (self.magnitude_bits, self.sign_bits):
             nn.init.normal_(raw, std=std)
             raw[raw == 0] = std  # a bit has a value
-        self.learns.zero_()
-        self.learns[list(self.trainable_bits)] = 1
         spread = self._signed(self.magnitude_bits, self.sign_bits).std(unbiased=False)
         self.alpha.copy_((2 / fan_in) ** 0.5 / spread.clamp_min(0.5))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def _signed(self, magnitudes: Tensor, signs: Tensor) -> Tensor:
-        values = 2.0 ** torch.arange(self.bits - 1, device=signs.device, dtype=signs.dtype)
-        whole = torch.tensordot(values, _passed((magnitudes > 0).to(signs), magnitudes * self.learns, 1), 1)
+        bits = [
+            _passed((raw > 0).to(signs), raw, int(index in self.trainable_bits))
+            for index, raw in enumerate(magnitudes.chunk(self.bits - 1))
+        ]
+        whole = torch.stack([2.0**index * bit for index, bit in enumerate(bits)]).sum(0)
         return whole * _passed(1 - 2 * (signs > 0).to(signs), signs, -1)
 
     def generate_kernel(self) -> Tensor:
@@ -108,8 +105,8 @@ class BitwiseConv2d(GeneratedConv2d):
         self.alpha.copy_(largest / top if largest > 0 else torch.ones_like(largest))
         levels = (kernel / self.alpha).round().clamp(-top, top).to(torch.int64)
         std = (2 / (self.bits * self.sign_bits[0].numel())) ** 0.5
-        for index in range(self.bits - 1):
-            self.magnitude_bits[index].copy_(torch.where(levels.abs() >> index & 1 == 1, std, -std))
+        for index, raw in enumerate(self.magnitude_bits.chunk(self.bits - 1)):
+            raw.copy_(torch.where(levels.abs() >> index & 1 == 1, std, -std))
         self.sign_bits.copy_(torch.where(levels < 0, std, -std))
 
     def optim_options(self) -> dict[str, dict[str, float]]:

@@ -149,7 +149,7 @@ class DCLSConv2d(PointConv2d):
         return _Triangle.apply(position, width, self.kernel_size[axis])
 
     def load_kernel(self, kernel: Tensor) -> None:
-        taps = self.fill_window(kernel).flatten(2)
+        taps = kernel.flatten(2)
         count = min(self.kernel_count, taps.shape[-1])
         chosen = taps.abs().topk(count).indices
         self.point_weight.zero_()

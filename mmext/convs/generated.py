@@ -36,7 +36,8 @@ class GeneratedConv2d(ExtConv2d):
       write through ``tensor.data`` or a NumPy view, and a new value of an argument: call ``eval()`` after it;
     - :meth:`fold`, the plain ``nn.Conv2d`` that computes the same;
     - a plain checkpoint as the starting point: where the state keeps a tensor ``weight`` of a plain kernel's shape (a
-      basis, a latent kernel) it is loaded there, else through :meth:`load_kernel`, if the system defines that;
+      basis, a latent kernel) it is loaded there, else through :meth:`load_kernel`, if the system defines that. A smaller
+      kernel lies in the center, with zeros around it: the same function, if the padding has grown alike;
     - a checkpoint that no plain layer accepts by mistake, see :class:`mmext.convs.base.ExtConv2d`.
 
     A system that has nothing to generate for some layers (RefConv for a 1x1 kernel) sets ``plain`` in its constructor and
@@ -46,6 +47,7 @@ class GeneratedConv2d(ExtConv2d):
         plain: Whether this very layer generates nothing and ``weight`` is its kernel.
         fold_in_deploy: Whether :func:`mmext.folding.fold` folds the layer. False where the plain form computes the same and
             costs more.
+        stretches: Whether a layer that keeps ``weight`` can start from a smaller kernel with zeros around it.
         loads_kernel_exactly: Whether a layer that starts from a given kernel computes with it as it is, or comes near to it.
         typical: Arguments of the place where the paper uses the layer, see :class:`mmext.contracts.Exemplified`.
     """
@@ -54,6 +56,7 @@ class GeneratedConv2d(ExtConv2d):
     typical: Mapping[str, Any] = {}
     plain = False
     fold_in_deploy = True
+    stretches = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -167,10 +170,21 @@ class GeneratedConv2d(ExtConv2d):
         self._cache = None
         if self.loads_kernel and self._is_plain(state_dict, prefix):
             with torch.no_grad():
-                self.load_kernel(state_dict.pop(f'{prefix}weight').to(next(self.parameters())))
+                self.load_kernel(self.fill_window(state_dict.pop(f'{prefix}weight').to(next(self.parameters()))))
             # The loaders hand every module a dictionary of its own, from which the children are loaded after this.
             for name, tensor in self.state_dict().items():
                 state_dict.setdefault(f'{prefix}{name}', tensor)
+        elif not self.plain and self.keeps_weight and self._is_plain(state_dict, prefix):
+            key, kernel = f'{prefix}weight', state_dict[f'{prefix}weight']
+            if self.stretches or kernel.shape == self.weight.shape:
+                kernel = self.fill_window(kernel)
+            else:
+                args[-1].append(
+                    f'{prefix}{type(self).__name__} cannot start from a kernel of {tuple(kernel.shape[2:])}, because zeros '
+                    f'around it would not stay zeros; build it with kernel_size={tuple(kernel.shape[2:])}'
+                )
+                kernel = self.weight
+            state_dict = {**state_dict, key: kernel}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _is_plain(self, state_dict: dict, prefix: str) -> bool:
@@ -184,8 +198,18 @@ class GeneratedConv2d(ExtConv2d):
         )
 
     def can_load_kernel(self, shape: Sequence[int]) -> bool:
-        """Whether :meth:`load_kernel` takes a kernel of this shape: by default one of the layer's own."""
-        return tuple(shape) == (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        """Whether a kernel of this shape can be the start: it has the layer's channels and fits into its window."""
+        channels, size = (self.out_channels, self.in_channels // self.groups), tuple(shape[2:])
+        fits = len(size) == 2 and all(k <= n for k, n in zip(size, self.kernel_size, strict=True))
+        return fits and tuple(shape[:2]) == channels
+
+    def fill_window(self, kernel: Tensor) -> Tensor:
+        """Return ``kernel`` with zeros around it, as large as the window and with the same center."""
+        pads = []
+        for k, window in reversed(list(zip(kernel.shape[2:], self.kernel_size, strict=True))):
+            before = window // 2 - k // 2
+            pads += [before, window - k - before]
+        return F.pad(kernel, pads) if any(pads) else kernel
 
     def extra_repr(self) -> str:
         own = 'plain' if self.plain else self.own_repr()

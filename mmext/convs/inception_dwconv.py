@@ -36,8 +36,8 @@ class InceptionDWConv2d(GeneratedConv2d):
         **kwargs: Those of ``nn.Conv2d``.
 
     Shape:
-        ``square`` is (n, 1, s, s), ``row`` (n, 1, 1, K), ``column`` (n, 1, K, 1), ``bias`` (3 n,): the untouched channels
-        have none. There is no ``weight``, and a plain kernel cannot be taken over.
+        ``square`` is (n, 1, s, s), ``row`` (n, 1, 1, K), ``column`` (n, 1, K, 1), ``branch_bias`` (3 n,): the untouched
+        channels have none. There is no ``weight`` and no ``bias``, and neither can be taken over from a plain layer.
 
     Raises:
         ValueError: If ``kernel_size`` or ``square_kernel`` is even, or ``branch_ratio`` not in (0, 1/3].
@@ -68,7 +68,9 @@ class InceptionDWConv2d(GeneratedConv2d):
         self.branch_ratio = branch_ratio
         depthwise = self.groups == self.in_channels == self.out_channels
         self.plain = not depthwise or self.in_channels < 3 or self.kernel_size == (1, 1)
+        self.register_parameter('branch_bias', None)
         if self.plain:
+            self.fold_in_deploy = True
             return
         rows, cols = self.kernel_size
         if rows % 2 == 0 or cols % 2 == 0:
@@ -81,7 +83,8 @@ class InceptionDWConv2d(GeneratedConv2d):
         self.sizes = ((min(square_kernel, rows), min(square_kernel, cols)), (1, cols), (rows, 1))
         self.square, self.row, self.column = (nn.Parameter(like.new_empty(count, 1, *size)) for size in self.sizes)
         if self.bias is not None:
-            self.bias = nn.Parameter(like.new_empty(3 * count))
+            self.bias = None
+            self.branch_bias = nn.Parameter(like.new_empty(3 * count))
         self.init_weights()
 
     @property
@@ -99,7 +102,7 @@ class InceptionDWConv2d(GeneratedConv2d):
                 nn.init.uniform_(bias.detach(), -bound, bound)
 
     def _biases(self) -> tuple[Tensor | None, ...]:
-        return (None, None, None) if self.bias is None else self.bias.chunk(3)
+        return (None, None, None) if self.branch_bias is None else self.branch_bias.chunk(3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``, (N, C, H, W), part by part, in training and in eval mode."""
@@ -146,7 +149,8 @@ class InceptionDWConv2d(GeneratedConv2d):
         return F.pad(kernel, (cols, cols, rows, rows))
 
     def generate_bias(self) -> Tensor | None:
-        return None if self.bias is None else F.pad(self.bias, (self.parts[0], 0))
+        return self.bias if self.branch_bias is None else F.pad(self.branch_bias, (self.parts[0], 0))
 
     def own_repr(self) -> str:
-        return f'square_kernel={self.square_kernel}, branch_ratio={self.branch_ratio:g}'
+        bias = '' if self.branch_bias is None else ', branch_bias=True'
+        return f'square_kernel={self.square_kernel}, branch_ratio={self.branch_ratio:g}{bias}'

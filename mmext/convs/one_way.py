@@ -39,6 +39,9 @@ class OneWayConv2d(GeneratedConv2d):
     Shape:
         ``pw_in`` (b) is (R, Ci), ``col`` (h) is (R, kh), ``row`` (w) is (R, kw), ``pw_out`` (a) is (Co, R).
 
+    Attributes:
+        factored: Whether the layer computes in steps.
+
     Raises:
         ValueError: If ``groups`` is not 1 or ``rank`` is not positive.
 
@@ -52,6 +55,7 @@ class OneWayConv2d(GeneratedConv2d):
     """
 
     fold_in_deploy = False
+    factored = False
 
     def __init__(self, *args: Any, rank: Many | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,7 +79,8 @@ class OneWayConv2d(GeneratedConv2d):
         self.pw_out = nn.Parameter(like.new_empty(self.out_channels, self.rank))
         down, right = self.stride
         in_steps = self.rank * (self.in_channels * down * right + rows * right + cols + self.out_channels)
-        self.fold_in_deploy = in_steps >= self.in_channels * self.out_channels * rows * cols
+        self.factored = in_steps < self.in_channels * self.out_channels * rows * cols
+        self.fold_in_deploy = not self.factored
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -90,7 +95,7 @@ class OneWayConv2d(GeneratedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``, (N, in_channels, H, W): one direction at a time where that is cheaper."""
-        if self.fold_in_deploy:
+        if not self.factored:
             return super().forward(x)
         x = F.conv2d(x, self.pw_in[..., None, None])
         padding: Any = self.padding

@@ -136,7 +136,7 @@ class SMPConv2d(PointConv2d):
         return cones / (cones != 0).sum(1, keepdim=True, dtype=cones.dtype).clamp(min=1)
 
     def load_kernel(self, kernel: Tensor) -> None:
-        taps = self.fill_window(kernel).flatten(2).double()
+        taps = kernel.flatten(2).double()
         self.weights.copy_(taps @ torch.linalg.pinv(self._cones().double()))
 
     def own_repr(self) -> str:

@@ -46,6 +46,9 @@ class TuckerConv2d(GeneratedConv2d):
         ``core`` is (r1, r2, r3, r4), ``factor_out`` (Co, r1), ``factor_in`` (Ci, r2), ``factor_rows`` (kh, r3),
         ``factor_cols`` (kw, r4), ``live_rank`` (buffer) (4,).
 
+    Attributes:
+        factored: Whether the layer computes in steps.
+
     Raises:
         ValueError: If ``groups`` is not 1, or a rank or the ratio is out of range.
 
@@ -62,6 +65,7 @@ class TuckerConv2d(GeneratedConv2d):
     loads_kernel_exactly = False
 
     fold_in_deploy = False
+    factored = False
     core: nn.Parameter
     factor_out: nn.Parameter
     factor_in: nn.Parameter
@@ -101,7 +105,8 @@ class TuckerConv2d(GeneratedConv2d):
         self.register_buffer('live_rank', torch.tensor(self.start_rank, device=like.device))
         r1, r2, taps = *self.rank[:2], self.kernel_size[0] * self.kernel_size[1]
         in_steps = self.in_channels * r2 * self.stride[0] * self.stride[1] + r1 * r2 * taps + r1 * self.out_channels
-        self.fold_in_deploy = in_steps >= self.in_channels * self.out_channels * taps
+        self.factored = in_steps < self.in_channels * self.out_channels * taps
+        self.fold_in_deploy = not self.factored
         self.init_weights()
 
     @property
@@ -154,7 +159,7 @@ class TuckerConv2d(GeneratedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``, (N, in_channels, H, W): in three steps where that is cheaper, else with the whole kernel."""
-        if self.fold_in_deploy:
+        if not self.factored:
             return super().forward(x)
         x = F.conv2d(x, self.factor_in.t()[..., None, None])
         padding: Any = self.padding
