@@ -148,3 +148,13 @@ def test_leni_conv_keeps_the_channel_contract():
 def test_bad_arguments(kwargs, law):
     with pytest.raises(ValueError, match=law):
         LENI(**{'num_channels': 6, **kwargs})
+
+
+def test_one_pixel_of_one_image_has_no_statistics():
+    x = torch.randn(1, 6, 1, 1)
+    with pytest.raises(
+        ValueError, match=r'LENI has batch norms inside.*\(1, 6, 1, 1\); pass norm_cfg=None or a larger batch'
+    ):
+        LENI(6)(x)
+    assert LENI(6, norm_cfg=None)(x).shape == x.shape
+    assert LENI(6).eval()(x).shape == x.shape

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Repeats, Sides, check_conv2d
+from mmext.norms.normalized import normalized
 from mmext.registry import MODELS
 
 __all__ = ['LENI', 'LENIConv']
@@ -107,7 +108,7 @@ class LENI(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, H, W), or to (N, 2C, H, W) with ``mode='concat'``."""
         negative = F.relu(-x) if self.neg_input == 'rectified' else -x
-        enhanced = self.norm(self.transform(negative))
+        enhanced = normalized(self.transform(negative), self.norm, 'LENI')
         if self.post_act:
             enhanced = F.relu(enhanced)
         positive = F.relu(x)

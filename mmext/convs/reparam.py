@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.arguments import Cfg
 from mmext.convs.generated import GeneratedConv2d
+from mmext.norms.normalized import normalized
 from mmext.ops.depthwise import depthwise_conv2d
 
-__all__ = ['ReparamConv2d', 'bn_affine', 'foldable_norm', 'normalized', 'total_shift']
+__all__ = ['ReparamConv2d', 'bn_affine', 'foldable_norm', 'total_shift']
 
 
 class ReparamConv2d(GeneratedConv2d):
@@ -185,21 +186,6 @@ def foldable_norm(norm_cfg: dict | None, channels: int, owner: str, like: Tensor
             f'{owner} folds batch norms with running statistics only, got {norm_cfg=}; use a norm_cfg of type BN or SyncBN'
         )
     return norm.to(device=like.device, dtype=like.dtype)
-
-
-def normalized(x: Tensor, norm: _BatchNorm | None, owner: str) -> Tensor:
-    """Return ``norm(x)``; where a batch has too little for statistics, say in the name of ``owner`` what to do."""
-    if norm is None:
-        return x
-    try:
-        return norm(x)
-    except ValueError as error:
-        if x.numel() > x.shape[1]:
-            raise
-        raise ValueError(
-            f'{owner} has batch norms inside, which need more than one value per channel in training, got a batch of shape '
-            f'{tuple(x.shape)}; pass norm_cfg=None or a larger batch'
-        ) from error
 
 
 def total_shift(norms: Sequence[_BatchNorm | None], bias: Tensor | None) -> Tensor | None:

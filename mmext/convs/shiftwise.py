@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mmext.arguments import Cfg, Few, Repeats, Seed
 from mmext.convs.base import flattened
 from mmext.convs.generated import GeneratedConv2d
-from mmext.convs.reparam import bn_affine, foldable_norm, normalized, total_shift
+from mmext.convs.reparam import bn_affine, foldable_norm, total_shift
+from mmext.norms.normalized import normalized
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
 
