@@ -162,7 +162,6 @@ def test_repr_shows_the_branches():
         (dict(kernel_size=3, stride=2, branches=('identity',)), "no branch left.*add 'kxk'"),
         (dict(kernel_size=3, norm_cfg=dict(type='GN', num_groups=2)), 'running statistics only'),
         (dict(kernel_size=3, norm_cfg=dict(type='BN', track_running_stats=False)), 'running statistics only'),
-        (dict(kernel_size=3, norm_cfg=None), 'running statistics only'),
     ],
 )
 def test_bad_arguments(arguments, message):
