@@ -206,9 +206,8 @@ def test_make_fx_traces_the_generation_of_the_kernel(warm, mode):
     )
 
 
-# The depthwise route asks its input for its memory layout, which torch does not tell inside of vmap.
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('name', sorted({*LAYERS} - {'GaussianConv2d', 'OneWayConv2d', 'ShiftwiseConv2d'}))
+@pytest.mark.parametrize('name', LAYERS)
 def test_an_ensemble_runs_under_vmap(name, training):
     members = [shaken(name).train(training) for _ in range(3)]
     for member in members:

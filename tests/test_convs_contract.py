@@ -117,8 +117,7 @@ def test_functional_form(name):
         torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
-# The depthwise route has no rule for vmap.
-@pytest.mark.parametrize('name', sorted({*FAMILY} - {'GaussianConv2d', 'InceptionDWConv2d', 'ShiftwiseConv2d'}))
+@pytest.mark.parametrize('name', [*FAMILY, 'DepthwiseConv2d'])
 def test_gradients_of_every_sample(name):
     """As differential privacy needs them: eval mode, because a batch norm mixes the samples."""
     layer, x = shaken(name).eval(), image(batch=3)
