@@ -6,8 +6,6 @@ therefore does one thing only: it teaches mmengine's config loader where ``mmext
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
-from typing import Any
 
 __version__ = '0.1.0'
 
@@ -33,8 +31,10 @@ def _teach_config_scopes() -> None:
 _teach_config_scopes()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Find a component by its registered name: ``from mmext import RefConv2d`` imports the components on first use."""
+    from importlib.util import find_spec
+
     # The import system asks for submodules here, too; these must not load every component.
     if not name.startswith('_') and find_spec(f'{__name__}.{name}') is None:
         from mmext.registry import ALL
