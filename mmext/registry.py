@@ -16,7 +16,6 @@ from typing import Any
 
 from mmengine import registry as root
 from mmengine.config.lazy import LazyAttr, LazyObject
-from mmengine.utils import get_object_from_string
 
 from mmext.arguments import guard
 
@@ -38,7 +37,7 @@ class Registry(root.Registry):
         except RuntimeError:
             found = None
         if found is None and '.' in key:  # mmengine has taken the first part of the path for the scope
-            found = get_object_from_string(key if key.startswith(f'{self.scope}.') else f'{self.scope}.{key}')
+            found = _at(key if key.startswith(f'{self.scope}.') else f'{self.scope}.{key}')
         if found is None:
             name = key.rpartition('.')[2]
             known = {n.lower(): n for n in self.module_dict}  # a slip of case is a near miss
@@ -58,6 +57,15 @@ class Registry(root.Registry):
         if isinstance(module, type):
             guard(module)
         super()._register_module(module, module_name, force or itself)
+
+
+def _at(path: str) -> Any:
+    """Return what a module holds; a package may export a function by the name of its module, so modules are imported whole."""
+    module, _, name = path.rpartition('.')
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
 
 
 def import_systems(package: str) -> dict[str, Any]:
