@@ -56,6 +56,7 @@ class InceptionDWConv2d(GeneratedConv2d):
     typical = dict(kernel_size=11, depthwise=True)
 
     fold_in_deploy = False
+    bias: nn.Parameter | None
 
     def __init__(self, *args: Any, square_kernel: Repeats = 3, branch_ratio: float = 0.125, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -126,7 +126,8 @@ class ShiftwiseConv2d(GeneratedConv2d):
         like = self.drop_weight()
         self.paths = nn.Parameter(like.new_empty(n_path * count, self.n_small, small_kernel, small_kernel))
         # Any, because torch does not tell what a ModuleList holds.
-        self.norms: Any = nn.ModuleList(foldable_norm(norm_cfg, count, 'ShiftwiseConv2d', like) for _ in range(3))
+        norms: Any = [foldable_norm(norm_cfg, count, 'ShiftwiseConv2d', like) for _ in range(3)]
+        self.norms: Any = nn.ModuleList(norms)
         for name, table in self._draw_tables(seed).items():
             self.register_buffer(name, table.to(like.device))
         self.init_weights()
