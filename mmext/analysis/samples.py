@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmext.datasets.digit_scenes import Scene, Source, load_sources, make_scene, make_single
 
@@ -30,17 +30,16 @@ def batch_for(scope: str, number: int = 2, size: int = 64, classes: int | None =
 
 def fewest_classes(cfg: Any) -> int | None:
     """Return the smallest ``num_classes`` that a model's config names anywhere, None if it names none."""
+    found: list[int | None] = []
     if isinstance(cfg, (list, tuple)):
-        found = map(fewest_classes, cfg)
+        found = [fewest_classes(c) for c in cfg]
     elif isinstance(cfg, Mapping):
         own = cfg.get('num_classes')
-        found = (own if isinstance(own, int) and own > 0 else None, *map(fewest_classes, cfg.values()))
-    else:
-        return None
+        found = [own if isinstance(own, int) and own > 0 else None, *map(fewest_classes, cfg.values())]
     return min((n for n in found if n is not None), default=None)
 
 
-def take_step(model: nn.Module, optim_wrapper: Mapping[str, Any], batch: dict, size: int = 64) -> dict[str, Tensor]:
+def take_step(model: Any, optim_wrapper: Mapping[str, Any], batch: dict, size: int = 64) -> dict[str, Tensor]:
     """Take one training step on a CPU, as the runner does, and return what it logs.
 
     Args:
@@ -53,7 +52,7 @@ def take_step(model: nn.Module, optim_wrapper: Mapping[str, Any], batch: dict, s
 
     if getattr(model.data_preprocessor, 'size', None) is not None:
         model.data_preprocessor.size = (size, size)
-    return model.train_step(batch, build_optim_wrapper(model, _without_amp(optim_wrapper)))  # type: ignore[operator]
+    return model.train_step(batch, build_optim_wrapper(model, _without_amp(optim_wrapper)))
 
 
 def _without_amp(cfg: Mapping[str, Any]) -> dict[str, Any]:

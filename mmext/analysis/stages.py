@@ -71,6 +71,7 @@ def examine(row: Row, path: Path, folder: Path, seed: int = 0, most: int = 60, f
     """
     MMLogger.get_instance('mmengine', log_level='ERROR').setLevel(logging.ERROR)
     torch.manual_seed(seed)
+    stock: nn.Module | None = None
     _note(row, folder, 'stock')
     try:
         cfg = Config.fromfile(path)
@@ -90,7 +91,7 @@ def examine(row: Row, path: Path, folder: Path, seed: int = 0, most: int = 60, f
             _note(row, folder, 'reloading')
     except Exception as error:  # hosts raise anything
         row.skipped, row.reason = (reason(error), '') if row.stage == 'stock' else ('', reason(error))
-        if row.stage == 'deployment':
+        if row.stage == 'deployment' and stock is not None:
             try:
                 _deployed(plain, stock, row.size, fuse_bn, folder)
             except Exception:
@@ -135,7 +136,7 @@ def _rewired_model(row: Row, cfg: Config, stock: nn.Module, rng: random.Random) 
     raise RuntimeError(f'surgery refused {DRAWS} draws, at last: {row.refused[-1]}')
 
 
-def _trained(model: nn.Module, cfg: Config, size: int) -> None:
+def _trained(model: Any, cfg: Config, size: int) -> None:
     """Take a training step with a model, and refuse values that are not finite."""
     model.init_weights()
     model.train()
