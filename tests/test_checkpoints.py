@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import runpy
 import sys
 import tarfile
 from collections import OrderedDict
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import tool
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleLR
@@ -24,14 +24,6 @@ from mmext.errors import CheckpointError, UntrustedError, UsageError
 from mmext.inert import ALLOWED
 
 TOOLS = Path(__file__).parents[1] / 'tools'
-
-
-def tool(name):
-    sys.path.insert(0, str((TOOLS / name).parent))
-    try:
-        return runpy.run_path(str(TOOLS / f'{name}.py'))['main']
-    finally:
-        sys.path.pop(0)
 
 
 class Hostile:
@@ -136,7 +128,7 @@ def test_no_tool_runs_a_checkpoints_code(tmp_path, monkeypatch, kind, call, tiny
             'report': ['analysis_tools/compression_inr', config, bad],
             'convert': ['model_converters/convert', 'refconv', bad, tmp_path / 'out.pth'],
         }[call]
-    main = tool(argv[0])
+    main = tool(argv[0]).main
     monkeypatch.setattr(sys, 'argv', list(map(str, argv)))
     said = io.StringIO()
     monkeypatch.setattr(sys, 'stderr', said)
@@ -164,7 +156,7 @@ def test_trust_is_for_what_the_command_line_names(tmp_path, tiny_data):
     config = tmp_path / 'config.py'
     config.write_text(CONFIG.format(init=None, load_from=None))
     with pytest.raises(UsageError, match='--trust is for a checkpoint that the command line names'):
-        tool('train')([str(config), '--trust', '--resume', '--work-dir', str(tmp_path)])
+        tool('train').main([str(config), '--trust', '--resume', '--work-dir', str(tmp_path)])
 
 
 def older_training_checkpoint():

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from helpers import shake
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -22,18 +23,6 @@ ACTIVATIONS = [n for n in members('activations') if 'inplace' in inspect.signatu
 
 def build(name, **kwargs):
     return MODELS.build({'type': f'mmext.{name}', **ARGUMENTS.get(name, {}), **kwargs})
-
-
-def shake(model):
-    """Move every parameter and statistic away from its initial value."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.running_mean.normal_(std=0.3)
-                module.running_var.uniform_(0.5, 2)
-    return model
 
 
 def assert_same(ours, theirs, **tolerance):
@@ -118,7 +107,7 @@ def test_backbone_keeps_its_norms_in_eval_mode_with_norm_eval(name):
 
 @pytest.mark.parametrize('name', BACKBONES)
 def test_backbone_survives_saving_and_copying(name, tmp_path):
-    model = shake(build(name)).eval()
+    model = shake(build(name), 0.1).eval()
     torch.save(model.state_dict(), tmp_path / 'model.pth')
     loaded = build(name).eval()
     loaded.load_state_dict(torch.load(tmp_path / 'model.pth', weights_only=True))
@@ -145,7 +134,7 @@ def test_backbone_gives_every_parameter_a_depth(name):
 
 @pytest.mark.parametrize('name', BACKBONES)
 def test_backbone_deploys_to_the_same_function(name):
-    model = shake(build(name)).eval()
+    model = shake(build(name), 0.1).eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         before = model(x)
@@ -172,7 +161,7 @@ def test_backbone_takes_a_conv_layer_and_an_activation_and_starts_as_the_plain_o
 
 @pytest.mark.parametrize('name', BACKBONES)
 def test_backbone_loads_pretrained_weights(name, tmp_path):
-    model = shake(build(name))
+    model = shake(build(name), 0.1)
     torch.save({'state_dict': {f'backbone.{k}': v for k, v in model.state_dict().items()}}, tmp_path / 'model.pth')
     pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'model.pth'), prefix='backbone.')
     other = build(name, init_cfg=pretrained)
@@ -193,7 +182,7 @@ class Host(BaseModule):
 
 @pytest.mark.parametrize('name', ACTIVATIONS)
 def test_activation_keeps_its_input_its_shape_and_trains(name):
-    layer = shake(build(name, inplace=True))
+    layer = shake(build(name, inplace=True), 0.1)
     x = torch.randn(2, 8, 5, 7, requires_grad=True)
     given = x.detach().clone()
     y = layer(x)
@@ -206,7 +195,7 @@ def test_activation_keeps_its_input_its_shape_and_trains(name):
 
 @pytest.mark.parametrize('name', ACTIVATIONS)
 def test_activation_has_the_right_derivative(name):
-    layer = shake(build(name)).double().eval()
+    layer = shake(build(name), 0.1).double().eval()
     x = torch.randn(1, 8, 3, 3, dtype=torch.float64)
     x = torch.where(x.abs() < 0.01, 0.01, x).requires_grad_()  # away from the kink
     assert torch.autograd.gradcheck(layer, (x,))
@@ -226,7 +215,7 @@ def test_activation_keeps_its_start_inside_a_host(name):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', ACTIVATIONS)
 def test_activation_runs_in_half_precision(name, dtype):
-    layer = shake(build(name)).eval()
+    layer = shake(build(name), 0.1).eval()
     x = torch.randn(2, 8, 5, 7).to(dtype)
     with torch.no_grad():
         exact = layer(x.float())
@@ -237,7 +226,7 @@ def test_activation_runs_in_half_precision(name, dtype):
 
 @pytest.mark.parametrize('name', ACTIVATIONS)
 def test_activation_survives_saving_and_copying(name):
-    layer = shake(build(name)).eval()
+    layer = shake(build(name), 0.1).eval()
     loaded = build(name).eval()
     loaded.load_state_dict(layer.state_dict())
     x = torch.randn(2, 8, 5, 7)

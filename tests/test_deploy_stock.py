@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import shake, tool
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
-from torch import nn
 
 import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
 from mmext.checkpoints import read_checkpoint
@@ -20,22 +20,16 @@ from mmext.deploy import deploy, leftovers, without_training_parts
 from mmext.errors import UsageError
 from mmext.export import outputs_of
 from mmext.hosts import build_model
-from tools.deploy import main
+
+deploy_tool = tool('deploy')
+main = deploy_tool.main
 
 REFCONV = dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def shaken_state(cfg):
-    model = build_model(cfg)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
-    return model.state_dict()
+    return shake(build_model(cfg)).state_dict()
 
 
 def classifier():
@@ -250,7 +244,7 @@ def test_no_existing_file_is_overwritten_without_force(flag, trained, tmp_path):
 
 
 def test_what_cannot_be_written_is_told_before_the_work(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr('tools.deploy.read_checkpoint', lambda *_: pytest.fail('it started to work'))
+    monkeypatch.setattr(deploy_tool, 'read_checkpoint', lambda *_: pytest.fail('it started to work'))
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'folder.pth').mkdir()
     assert 'cannot be written' in refused(tmp_path, trained, tmp_path / 'file' / 'o.pth')

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from helpers import shake
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 from registered import members
-from torch import nn
 
 from mmext.contracts import example_of
 from mmext.deploy import deploy, leftovers
@@ -67,14 +67,8 @@ DEPTHWISE = {n for n in LAYERS if example_of(MODELS.get(n)).get('groups', 1) > 1
 PLACES = [(host, n) for host in ('RepVGG', 'MobileOne') for n in LAYERS if host == 'MobileOne' or n not in DEPTHWISE]
 
 
-def shake(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
+def shaken(model):
+    model = shake(model)
     model.eval()
     return model
 
@@ -93,7 +87,7 @@ def test_layers_inside_a_hosts_block_fold_before_the_host_switches(host, name):
     init_default_scope('mmpretrain')
     cfg = dict(type=host, **HOSTS[host][0])
     model = ROOT_MODELS.build(dict(type='mmext.swap_layers', model=cfg, rules=rules_for(name)))
-    before = outputs_of(shake(model), IMAGES)
+    before = outputs_of(shaken(model), IMAGES)
     folded = fold(copy.deepcopy(model))
     assert max_relative_error(before, outputs_of(folded, IMAGES)) < 1e-4
     assert max_relative_error(before, outputs_of(fold(folded), IMAGES)) < 1e-4, 'folding twice changes nothing'
@@ -103,7 +97,7 @@ def test_layers_inside_a_hosts_block_fold_before_the_host_switches(host, name):
 def test_stock_backbones_that_switch_keep_what_they_compute(host):
     init_default_scope('mmpretrain')
     arguments, training_only = HOSTS[host]
-    model = shake(ROOT_MODELS.build(dict(type=host, **arguments)))
+    model = shaken(ROOT_MODELS.build(dict(type=host, **arguments)))
     before = outputs_of(model, IMAGES)
     assert any(training_only in n for n, _ in model.named_modules())
     folded = fold(model)
@@ -115,7 +109,7 @@ def test_stock_backbones_that_switch_keep_what_they_compute(host):
 def test_the_hosts_own_slot_is_folded_too(slot):
     """A block with ``conv_cfg`` builds what it merges into from the same config, which must then be a plain layer."""
     init_default_scope('mmpretrain')
-    model = shake(ROOT_MODELS.build(dict(type='RepVGG', conv_cfg=slot, **HOSTS['RepVGG'][0])))
+    model = shaken(ROOT_MODELS.build(dict(type='RepVGG', conv_cfg=slot, **HOSTS['RepVGG'][0])))
     before = outputs_of(model, IMAGES)
     folded = fold(model)
     assert max_relative_error(before, outputs_of(folded, IMAGES)) < 1e-4
@@ -129,7 +123,7 @@ def test_a_block_that_cannot_merge_what_is_inside_stays_and_says_so(monkeypatch)
     for to in (dict(type='mmext.PartialConv2d'), dict(type='mmext.GaussianConv2d')):
         rules = [dict(kernel_size=3, to=to)]
         cfg = dict(type='mmext.swap_layers', model='RepVGG', rules=rules, **HOSTS['RepVGG'][0])
-        model = shake(ROOT_MODELS.build(cfg))
+        model = shaken(ROOT_MODELS.build(cfg))
         before = outputs_of(model, IMAGES)
         assert max_relative_error(before, outputs_of(fold(model), IMAGES)) < 1e-5
         assert any('branch_3x3' in n for n, _ in model.named_modules())
@@ -144,7 +138,7 @@ def test_the_function_itself_refuses_what_does_not_compute_the_same(monkeypatch)
     merge = RepVGGBlock.reparameterize
     monkeypatch.setattr(RepVGGBlock, 'reparameterize', lambda self: tuple(1.1 * t for t in merge(self)))
     with pytest.raises(RuntimeError, match=r'the folded model differs from the trained one by .* relative'):
-        fold(shake(ROOT_MODELS.build(dict(type='RepVGG', **HOSTS['RepVGG'][0]))))
+        fold(shaken(ROOT_MODELS.build(dict(type='RepVGG', **HOSTS['RepVGG'][0]))))
 
 
 @pytest.mark.parametrize('host', ['RepVGG', 'MobileOne'])
@@ -159,7 +153,7 @@ def test_a_switched_host_is_deployed_into_its_own_config(host, fuse_bn):
         head=dict(type='LinearClsHead', num_classes=3, in_channels=128 if host == 'RepVGG' else 256),
     )
     cfg['head']['in_channels'] = outputs_of(ROOT_MODELS.build(dict(cfg['backbone'])), IMAGES)[-1].shape[1]
-    state = shake(ROOT_MODELS.build(copy.deepcopy(cfg))).state_dict()
+    state = shaken(ROOT_MODELS.build(copy.deepcopy(cfg))).state_dict()
     _, _, new_cfg, error = deploy(cfg, state, IMAGES, fuse_bn)
     assert error < 1e-4
     assert leftovers(new_cfg) == []

@@ -1,6 +1,5 @@
 """The draw of rewired host models: a short fixed one passes, and nothing that happens to one config reaches the others."""
 
-import importlib.util
 import json
 import os
 import random
@@ -9,10 +8,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import TOOLS, tool
 from torch import nn
 
 from mmext.analysis.isolated import compare, limited
@@ -20,7 +19,7 @@ from mmext.analysis.rewire import Move, draw_moves, rewired
 from mmext.analysis.samples import batch_for, fewest_classes
 from mmext.errors import UsageError
 
-TOOL = Path(__file__).parents[1] / 'tools/analysis_tools/storm.py'
+TOOL = TOOLS / 'analysis_tools/storm.py'
 SMALL = [
     'mmpretrain::resnet/resnet18_8xb16_cifar10.py',
     'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
@@ -31,10 +30,7 @@ LARGE = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 
 @pytest.fixture(scope='module')
 def storm():
-    spec = importlib.util.spec_from_file_location('storm', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool('analysis_tools/storm')
 
 
 def test_a_short_fixed_draw_is_stock_again(tmp_path):
