@@ -74,6 +74,8 @@ def check_whole(saved: Mapping[str, Tensor], model: nn.Module, what: str, logger
     own = model.state_dict()
     layers = {k.rpartition('.')[0] for k in fit.loaded}
     extra = [k for k in fit.unexpected if k.rpartition('.')[0] in layers and k.rpartition('.')[2] in ('weight', 'bias')]
+    if isinstance(model, FitsWhole) and model.fits_whole:
+        extra = fit.unexpected
     fit.missing += fit.new
     if fit.missing or fit.shapes or extra:
         fit.missing = [k for k in fit.missing if k not in fit.shapes]

@@ -90,6 +90,14 @@ def test_a_bias_that_the_models_layer_lacks_is_no_detail():
         check_whole(Net().state_dict(), Net(bias=False), 'file', LOG)
 
 
+def test_a_model_that_fits_whole_is_tested_with_nothing_else():
+    class Whole(Net):
+        fits_whole = True
+
+    with pytest.raises(CheckpointError, match=r'fits Whole in part only: .*1 \(other\.scale\) unexpected'):
+        check_whole(Net().state_dict() | {'other.scale': torch.ones(1)}, Whole(), 'file', LOG)
+
+
 def test_half_precision_and_what_the_model_does_not_use_are_tested(caplog):
     state = changed('stem.weight', lambda t: t.half()) | {'auxiliary.weight': torch.ones(1)}
     state = {k: v for k, v in state.items() if 'num_batches' not in k}

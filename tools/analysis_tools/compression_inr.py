@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmext import cli
@@ -53,12 +53,15 @@ def load_model(cfg: Config, path: str, trust: bool) -> SignalModel:
     Raises:
         UsageError: If it is no coordinate network, or the checkpoint is of another model.
     """
-    model = cli.load_subject(cfg, path, trust=trust)
-    if not isinstance(model, SignalModel):
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    kind = cfg.model.get('type')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(cls, type) and issubclass(cls, SignalModel)):
         raise UsageError(
             f'compression_inr serves the coordinate networks of a mmext.SignalModel, but the model of {cfg.filename} is a '
-            f'{type(model).__name__}'
+            f'{getattr(cls, "__name__", kind)}'
         )
+    model: Any = cli.load_subject(cfg, path, trust=trust)
     return model
 
 
