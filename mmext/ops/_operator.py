@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._functorch.vmap import _add_batch_dim, unwrap_batched
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils._pytree import tree_leaves
 
 __all__ = ['LIBRARY', 'operator', 'primals']
 
@@ -29,7 +30,7 @@ def operator(
     fake: Callable[..., Tensor],
     setup_context: Callable[[Any, tuple, Tensor], None],
     backward: Callable[..., tuple],
-    jvp: Callable[..., Tensor],
+    jvp: Callable[..., Tensor | None],
     vmap: Callable[..., tuple[Tensor, int]],
 ) -> Any:
     """Define ``mmext::<schema>`` and return it, to be called.
@@ -63,21 +64,22 @@ def operator(
             return *backward(ctx, grad), None
 
         @staticmethod
-        def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
             with forward_mode._set_fwd_grad_enabled(True):
                 return jvp(op, ctx, *tangents[:-1])
 
     Derivatives.__name__ = f'{schema.split("(")[0]}Backward'
+    function: Any = Derivatives  # ``apply`` is not in torch's stubs
 
     def differentiate(keyset: Any, *inputs: Any) -> Tensor:
         with enable_single_level_autograd_function():
-            return Derivatives.apply(*inputs, keyset)
+            return function.apply(*inputs, keyset)
 
     def batch(*inputs: Any) -> Tensor:
-        level = torch._C._functorch.maybe_current_level()
+        level = torch._C._functorch.current_level()
         inputs, axes = unwrap_batched(inputs, level)
         with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
-            if all(axis is None for axis in axes):
+            if all(axis is None for axis in tree_leaves(axes)):
                 return op(*inputs)
             output, axis = vmap(op, axes, *inputs)
         return _add_batch_dim(output, axis, level)

@@ -70,8 +70,8 @@ def depthwise_conv2d(
     if weight.ndim != 4:
         raise ValueError(f'depthwise_conv2d needs a weight of (C, 1, kh, kw), got {list(weight.shape)}')
     groups = weight.shape[0]
-    stride, dilation = pair('stride', stride), pair('dilation', dilation)
-    padding, sides = _resolve_padding(padding, weight.shape, stride, dilation)
+    steps, spread = pair('stride', stride), pair('dilation', dilation)
+    resolved, sides = _resolve_padding(padding, weight.shape, steps, spread)
     if (
         not _MEASURED_HERE
         or x.device.type != 'cpu'
@@ -80,18 +80,18 @@ def depthwise_conv2d(
         or sides is None
         or torch.jit.is_tracing()
         or in_transform()
-        or not _is_near(x, weight, stride, sides, dilation)
+        or not _is_near(x, weight, steps, sides, spread)
     ):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return F.conv2d(x, weight, bias, steps, resolved, spread, groups)
     if torch.is_autocast_enabled('cpu'):
         dtype = torch.get_autocast_dtype('cpu')
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if x.dtype not in _ROUTED_TYPES or x.dtype != weight.dtype:
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return F.conv2d(x, weight, bias, steps, resolved, spread, groups)
     learns = torch.is_grad_enabled() and weight.requires_grad
-    if learns and _weight_gradient_falls(weight, dilation, _is_channels_last(x)):
-        return _Routed.apply(x, weight, bias, stride, sides, dilation)
-    return _forward(x, weight, bias, stride, sides, dilation)
+    if learns and _weight_gradient_falls(weight, spread, _is_channels_last(x)):
+        return _Routed.apply(x, weight, bias, steps, sides, spread)
+    return _forward(x, weight, bias, steps, sides, spread)
 
 
 def takes_detour(

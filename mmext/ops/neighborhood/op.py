@@ -119,13 +119,13 @@ def neighborhood_aggregate_adjoint(
             'neighborhood_aggregate for the others'
         )
     window = resolve(kernel_size, stride, dilation, padding, border, group_map)
-    size = pair('size', size, least=0)
+    height, width = pair('size', size, least=0)
     weight = _unpack_weight(weight, grad, window)
-    _check_adjoint(grad, weight, *size, window)
+    _check_adjoint(grad, weight, height, width, window)
     if torch.onnx.is_in_onnx_export():
-        return reference.aggregate_adjoint(grad, weight, size, window)
+        return reference.aggregate_adjoint(grad, weight, (height, width), window)
     _announce()
-    return _adjoint(grad, weight, *size, *window)
+    return _adjoint(grad, weight, height, width, *window)
 
 
 def neighborhood_correlate(
@@ -181,9 +181,9 @@ def neighborhood_mask(
     device: torch.device | str = 'cpu',
 ) -> Tensor:
     """Return which taps see the image, bool (kh * kw, Ho, Wo); all do unless the border is ``'zero'``."""
-    window, size = resolve(kernel_size, stride, dilation, padding, border, 'block'), pair('size', size, least=0)
-    output_size(size, window)
-    rows, columns = (axis_table(window, axis, size[axis], device) >= 0 for axis in (0, 1))
+    window, sides = resolve(kernel_size, stride, dilation, padding, border, 'block'), pair('size', size, least=0)
+    output_size(sides, window)
+    rows, columns = (axis_table(window, axis, sides[axis], device) >= 0 for axis in (0, 1))
     if border != 'zero':
         rows, columns = torch.ones_like(rows), torch.ones_like(columns)
     return (rows.T[:, None, :, None] & columns.T[None, :, None, :]).flatten(0, 1)
@@ -384,9 +384,10 @@ def _by_channels(
     op: Callable, axes: Sequence[int | None], features: Tensor, weight: Tensor, *options: Any
 ) -> tuple[Tensor, int]:
     """The rule of ``vmap`` where one weight may serve all: they are further channels of its groups then, it is not copied."""
-    if axes[1] is not None:
+    axis, weight_axis, *_ = axes
+    if axis is None or weight_axis is not None:
         return _by_batch(op, axes, features, weight, *options)
-    features = features.movedim(axes[0], 1)
+    features = features.movedim(axis, 1)
     size, channels, groups, interleave = *features.shape[1:3], weight.shape[1], options[-1]
     if interleave:
         return op(features.flatten(1, 2), weight, *options).unflatten(1, (size, channels)), 1
