@@ -34,6 +34,10 @@ FREE = {
     ('MetaLightBlock', 'co2'): 'as co1',
     ('SAGD', 'params'): 'torch judges them',
     ('swap_layers', 'rules'): 'mmext.surgery judges them',
+    ('swap_layers', 'model'): 'as rules',
+    ('swap_layers', 'input_shape'): 'as rules',
+    ('TimmBackbone', 'in_channels'): 'the image of this test has three',
+    ('TimmBackbone', 'checkpoint'): 'the reader of checkpoints judges it',
 }
 
 
@@ -72,6 +76,8 @@ def outputs(name, built, arguments):
     """Return what a component computes from the input of its kind; nothing if its kind has none."""
     channels = arguments.get('in_channels', arguments.get('channels', 8))
     kind = COMPONENTS[name].__module__.split('.')[1]
+    if name == 'ParallelBranch':
+        return built(torch.randn(2, 8, 24, 24), torch.randn(2, built.scale.numel(), 24, 24))
     if kind in ('convs', 'activations', 'blocks'):
         return built(torch.randn(2, channels, 24, 24))
     if kind == 'norms':

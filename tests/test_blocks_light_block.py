@@ -11,12 +11,11 @@ from mmext.blocks import (
     MetaBasicBlock,
     MetaLightBlock,
     RefCO,
-    component,
     receptive_range,
     with_num_channels,
 )
 from mmext.convs import RefConv2d, RepSO2d
-from mmext.registry import MODELS
+from mmext.registry import MODELS, require
 
 
 def grouped_pair(channels, hidden, groups, shuffle=True):
@@ -257,4 +256,4 @@ def test_an_unknown_operator_names_its_neighbors():
     with pytest.raises(KeyError, match=r'mmext\.RepSO2d'):
         MetaLightBlock(8, spatial=dict(type='mmext.RepS02d'))
     with pytest.raises(KeyError):
-        component(dict(type='NoSuchLayer'))
+        require(dict(type='NoSuchLayer'))

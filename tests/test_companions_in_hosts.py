@@ -6,9 +6,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from test_configs import SAMPLES
 from torch.utils.data import DataLoader
 
+from mmext.analysis.samples import SAMPLES
 from mmext.convs.dcls import DCLSConv2d
 
 COMMON = """
@@ -89,7 +89,7 @@ def test_one_iteration_by_config(host, tmp_path):
     for key in [key for key in cfg if key.startswith(('val_', 'test_'))]:
         cfg[key] = None
     cfg.work_dir = str(tmp_path / 'run')
-    samples = [dict(zip(('inputs', 'data_samples'), SAMPLES[host](i), strict=True)) for i in range(2)]
+    samples = [dict(zip(('inputs', 'data_samples'), SAMPLES[host](i, 64, None), strict=True)) for i in range(2)]
     watch = Watch()
     runner = Runner.from_cfg(cfg)
     runner._train_dataloader = DataLoader(samples, batch_size=2, collate_fn=pseudo_collate)

@@ -13,9 +13,9 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
 from mmext.analysis.samples import batch_for, take_step
-from mmext.blocks.build import component
 from mmext.folding import fold
 from mmext.inr.fresh import open_frequencies
+from mmext.registry import require
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('*/*/*.py') if '_base_' not in p.parts)
@@ -47,7 +47,7 @@ def load(path):
         cfg.train_dataloader.dataset.size = SIZE // 2
         # What is chosen from the signal is the first candidate, unless the choice is what is tested.
         for request in open_frequencies(cfg.model.to_dict(), ('model',)):
-            _, (first, *_) = component(reduce(getitem, (*request.path, request.part), cfg)).frequency
+            _, (first, *_) = require(reduce(getitem, (*request.path, request.part), cfg)).frequency
             cfg.merge_from_dict({'.'.join((*request.path, request.part, request.argument)): first})
     return cfg
 

@@ -60,7 +60,7 @@ def test_report_names_what_does_not_fit(tmp_path, capsys):
     assert '1 loaded, 1 missing, 1 unexpected, 1 of another shape' in out
     assert 'missing: bias' in out
     assert 'unexpected: extra' in out
-    assert 'of another shape: filters 2, 4, 4, 3, 3 <- 2, 4, 3, 3, 3' in out
+    assert 'of another shape: filters 8, 4, 3, 3 <- 8, 3, 3, 3' in out
     with pytest.raises(UsageError, match=r'nothing fits the model of .*--prefix'):
         run('phconv', src, tmp_path / 'no.pth', '--prefix', '=a.', '--config', config(tmp_path, **PHC))
     assert not (tmp_path / 'no.pth').exists()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmext.arguments import Count
 from mmext.backbones.base import Backbone
 from mmext.checkpoints import read_checkpoint, state_dict_of
 from mmext.errors import CheckpointError
@@ -58,7 +59,7 @@ class TimmBackbone(Backbone):
     def __init__(
         self,
         name: str,
-        in_channels: int = 3,
+        in_channels: Count = 3,
         out_indices: int | Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,

@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from mmext.arguments import Cfg, Count
 from mmext.registry import MODELS, require, takes
 
 __all__ = ['ParallelBranch']
@@ -32,15 +33,21 @@ class ParallelBranch(BaseModule):
 
     Shape:
         x (N, in_channels, H, W) and y (N, out_channels, H', W') to the shape of y.
+
+    Example:
+        >>> branch = ParallelBranch(dict(type='Conv2d', kernel_size=1), 8, 8)
+        >>> y = torch.randn(1, 8, 4, 4)
+        >>> torch.equal(branch(torch.randn(1, 8, 4, 4), y), y)
+        True
     """
 
     example = dict(in_channels=8, out_channels=8, branch=dict(type='Conv2d', kernel_size=3, padding=1))
 
     def __init__(
         self,
-        branch: dict,
-        in_channels: int,
-        out_channels: int,
+        branch: Cfg,
+        in_channels: Count,
+        out_channels: Count,
         init_scale: float = 0.0,
         init_cfg: dict | list | None = None,
     ) -> None:
