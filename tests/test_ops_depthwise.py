@@ -109,9 +109,14 @@ def test_the_rule_routes_what_it_says(monkeypatch):
     assert calls == [((2, 3, 40, 40), (3, 1, 31, 31), (15, 15), False)]
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_other_types(dtype):
-    x, w, b, *options = make(CASES[8], dtype)
+# Stock F.conv2d of 15 x 15 in float16 does not return on CPUs with AVX512-FP16, torch 2.11.
+@pytest.mark.parametrize(
+    ('dtype', 'case'),
+    [(torch.float64, CASES[8]), (torch.float16, CASES[6]), (torch.bfloat16, CASES[8])],
+    ids=['float64', 'float16', 'bfloat16'],
+)
+def test_other_types(dtype, case):
+    x, w, b, *options = make(case, dtype)
     expected = F.conv2d(x.double(), w.double(), b.double(), *options, groups=3)
     close('out', depthwise_conv2d(x, w, b, *options), expected, 1e-2 if dtype == torch.bfloat16 else 2e-3)
 
