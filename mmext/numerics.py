@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, wraps
 from typing import TypeVar
 
@@ -41,21 +41,16 @@ def in_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def outside_modes() -> AbstractContextManager:
-    """Return the context in which a constant is made, to be kept for every later call.
+@contextmanager
+def outside_modes() -> Iterator[None]:
+    """Make a constant within this context, to be kept for every later call.
 
     A tensor made under ``inference_mode`` cannot be trained with, one made under a fake mode holds no numbers, and no
     transform of ``torch.func`` has a say in it.
     """
-    stack = ExitStack()
-    for context in (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        _disable_current_modes(),
-        torch._C._DisableFuncTorch(),
-    ):
-        stack.enter_context(context)
-    return stack
+    # Each is made after the one before was entered: the last acts from its making on, the first restores what it then found.
+    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes(), torch._C._DisableFuncTorch():
+        yield
 
 
 def cached_constants(maxsize: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
