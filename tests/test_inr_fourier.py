@@ -109,6 +109,48 @@ def test_compiles_in_one_graph(mask):
             torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize('mask', MASKS)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.complex128])
+def test_registered_as_operators(mask, dtype):
+    operator = small(mask)
+    image = torch.randn(4, 5, 2, dtype=dtype, requires_grad=True)
+    arguments = (mask, [value for _, value in operator.options], operator.seed)
+    torch.library.opcheck(torch.ops.mmext.masked_fourier.default, (image, *arguments))
+    measured = operator(image).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.mmext.masked_fourier_adjoint.default, (measured, 4, 5, *arguments))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.complex128])
+def test_transforms_are_those_of_the_sum(dtype):
+    operator, images = small('radial'), torch.randn(3, 4, 5, 2, dtype=dtype)
+    places = operator.mask((4, 5)).flatten().nonzero()[:, 0]
+
+    def stock(image):
+        return torch.fft.fft2(image, dim=(0, 1), norm='ortho').flatten(0, 1)[places]
+
+    def loss(function):
+        return lambda image: function(image).abs().square().sin().sum()
+
+    for transform in (
+        lambda f: torch.func.jvp(f, (images[0],), (images[1],)),
+        lambda f: torch.func.vmap(f)(images),
+        lambda f: torch.func.vmap(f, 2, 1)(images.movedim(0, 2)),
+        lambda f: torch.func.vmap(torch.func.grad(loss(f)))(images),
+        lambda f: torch.func.vmap(lambda a: torch.func.vmap(lambda b: f(a) * b)(places[:2]))(images),
+        lambda f: torch.func.jvp(torch.func.grad(loss(f)), (images[0],), (images[1],)),
+    ):
+        torch.testing.assert_close(transform(operator), transform(stock))
+
+
+def test_multiply_adds_are_those_of_a_fast_transform():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image = torch.rand(4, 8, 3, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        small('cartesian')(image).abs().sum().backward()
+    assert counter.get_total_flops() == 2 * 5 * 32 * 5 * 3
+
+
 # --- the masks -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from mmext.arguments import Few
 from mmext.inr.operators import MeasurementOperator
-from mmext.numerics import at_least_float32
+from mmext.ops.masked_fourier import frequency_mask, masked_fourier, masked_fourier_adjoint
 from mmext.registry import MODELS
 
 __all__ = ['MaskedFourierOperator']
@@ -98,13 +94,11 @@ class MaskedFourierOperator(MeasurementOperator):
 
         For a picture with the frequency zero in the middle use ``torch.fft.fftshift``.
         """
-        return _mask(self.pattern, self.options, self.seed, *size)
+        return frequency_mask(self.pattern, self._values, self.seed, *size)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the measured frequencies."""
-        image = at_least_float32(image)
-        spectrum = torch.fft.fft2(image, dim=(0, 1), norm='ortho')
-        return spectrum.flatten(0, 1).index_select(0, self._measured(image.shape[:2], image.device))
+        return masked_fourier(image, self.pattern, self._values, self.seed)
 
     @torch.no_grad()
     def baseline(self, measurement: Tensor, size: tuple[int, int]) -> Tensor:
@@ -113,15 +107,13 @@ class MaskedFourierOperator(MeasurementOperator):
         Raises:
             ValueError: If the measurement is not one of an image of that size.
         """
-        measured = self._measured(size, measurement.device)
-        if len(measurement) != len(measured):
+        measured = int(self.mask(size).sum())
+        if len(measurement) != measured:
             raise ValueError(
-                f'MaskedFourierOperator measures {len(measured)} frequencies of an image of {size[0]} x {size[1]}, got '
+                f'MaskedFourierOperator measures {measured} frequencies of an image of {size[0]} x {size[1]}, got '
                 f'{len(measurement)}; set the mask, its seed and size to those of the measurement'
             )
-        spectrum = measurement.new_zeros(size[0] * size[1], *measurement.shape[1:])
-        spectrum = spectrum.index_copy(0, measured, measurement).unflatten(0, tuple(size))
-        image = torch.fft.ifft2(spectrum, dim=(0, 1), norm='ortho')
+        image = masked_fourier_adjoint(measurement, size, self.pattern, self._values, self.seed)
         return image if self.complex_image else image.real
 
     def picture(self, measurement: Tensor, size: tuple[int, int]) -> tuple[str, Tensor]:
@@ -129,78 +121,10 @@ class MaskedFourierOperator(MeasurementOperator):
         mask = self.mask(size).double()
         return f'measured frequencies ({mask.mean():.1%})', torch.fft.fftshift(mask)
 
-    def _measured(self, size: tuple[int, ...], device: torch.device) -> Tensor:
-        # A compiler that has seen other sizes or seeds takes these for variables, which cannot be part of a constant. What is
-        # printed is one.
-        height, width, seed = [int(f'{n}') for n in (*size, self.seed)]
-        return _measured(self.pattern, self.options, seed, height, width, device)
+    @property
+    def _values(self) -> tuple[float, ...]:
+        return tuple(value for _, value in self.options)
 
     def extra_repr(self) -> str:
         options = ', '.join(f'{name}={value:.4g}' for name, value in self.options)
         return f'mask={self.pattern!r}, {options}, complex_image={self.complex_image}, {super().extra_repr()}'
-
-
-# The compiler takes the positions as a constant, which spares it the drawing of them.
-@torch.compiler.assume_constant_result
-def _measured(
-    pattern: str, options: tuple[tuple[str, float], ...], seed: int, height: int, width: int, device: torch.device
-) -> Tensor:
-    """Return the places of the measured frequencies in the flattened spectrum."""
-    return _places(pattern, options, seed, height, width, device)
-
-
-# Kept here and not in the operator: copies of it share them, and none of them is saved.
-@lru_cache(maxsize=8)
-def _places(
-    pattern: str, options: tuple[tuple[str, float], ...], seed: int, height: int, width: int, device: torch.device
-) -> Tensor:
-    # What is made in inference mode could not be used in training after it.
-    with torch.inference_mode(False):
-        places = _mask(pattern, options, seed, height, width).flatten().nonzero()[:, 0]
-        if not len(places):
-            raise ValueError(
-                f'MaskedFourierOperator measures no frequency of an image of {height} x {width} with mask={pattern!r}, '
-                f'{dict(options)} and {seed=}; raise the fraction'
-            )
-        return places.to(device)
-
-
-def _mask(pattern: str, options: tuple[tuple[str, float], ...], seed: int, height: int, width: int) -> Tensor:
-    """Return the mask in the order of ``fft2``; it is drawn with the frequency zero in the middle."""
-    # Drawn on the CPU: a seed means the same mask on all devices.
-    generator = torch.Generator('cpu').manual_seed(seed)
-    centered = torch.zeros(height, width, dtype=torch.bool)
-    _PATTERNS[pattern](centered, generator, **dict(options))
-    return torch.fft.ifftshift(centered)
-
-
-def _gaussian(mask: Tensor, generator: torch.Generator, fraction: float) -> None:
-    size = torch.tensor(mask.shape)
-    draws = torch.randn(max(1, round(mask.numel() * fraction)), 2, generator=generator, dtype=torch.float64)
-    places = (draws * (2 * size).sqrt() + size // 2).floor().long()
-    rows, columns = places[((places >= 0) & (places < size)).all(1)].unbind(1)
-    mask[rows, columns] = True
-
-
-def _cartesian(mask: Tensor, generator: torch.Generator, acceleration: float, center_fraction: float) -> None:
-    width = mask.shape[1]
-    center = max(1, round(width * center_fraction))
-    start = width // 2 - center // 2
-    others = torch.cat([torch.arange(start), torch.arange(start + center, width)])
-    more = max(0, round(width / acceleration) - center)
-    mask[:, start : start + center] = True
-    mask[:, others[torch.randperm(len(others), generator=generator)[:more]]] = True
-
-
-def _radial(mask: Tensor, generator: torch.Generator, spokes: float) -> None:
-    height, width = mask.shape
-    reach = max(height, width) // 2
-    angle = torch.arange(spokes, dtype=torch.float64)[:, None] * math.pi / spokes
-    radius = torch.arange(-reach, reach + 1, dtype=torch.float64) / max(reach, 1)
-    rows = (radius * angle.sin() * (height // 2)).round().long() + height // 2
-    columns = (radius * angle.cos() * (width // 2)).round().long() + width // 2
-    # The last frequency of an even axis is the first one too.
-    mask[rows % height, columns % width] = True
-
-
-_PATTERNS: dict[str, Callable[..., None]] = {'gaussian': _gaussian, 'cartesian': _cartesian, 'radial': _radial}
