@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and resumed ends bit by bit as one that was not: weights, optimizer, schedules, data."""
 
+import gc
 import random
 import runpy
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mmext.checkpoints import read_checkpoint
 from mmext.errors import CheckpointError, UsageError
@@ -66,6 +69,11 @@ class ResumeMetric(BaseMetric):
 
     def compute_metrics(self, results):
         return {'acc': float(np.mean(results))}
+
+
+@pytest.fixture(autouse=True)
+def _quick_start(monkeypatch):
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # asks compilers for their versions
 
 
 class StopError(Exception):
@@ -128,7 +136,13 @@ def config(tmp_path, loop=EPOCHS, **options):
 
 def run(path, work, at=(), resume=True):
     StopHook.at = at
-    return train['main']([path, '--work-dir', str(work), *(['--resume'] if resume else [])])
+    MessageHub._instance_dict.clear()  # two runs of one second would share it
+    try:
+        return train['main']([path, '--work-dir', str(work), *(['--resume'] if resume else [])])
+    finally:
+        for thing in gc.get_objects():  # a killed process has no workers left
+            if isinstance(thing, _MultiProcessingDataLoaderIter):
+                thing._shutdown_workers()
 
 
 def last(work):
