@@ -53,7 +53,8 @@ class Exemplified(Protocol):
 
     A conv layer may say more as data. ``typical``: the arguments of the place where its paper uses it, for benchmarks;
     ``depthwise=True`` among them stands for as many groups as channels. ``loads_kernel_exactly``: whether it computes with
-    a given kernel as it is, or comes near. ``refuses``: the geometries that it does not serve.
+    a given kernel as it is, or comes near. ``serves`` and ``refuses``:
+    the kinds of layers and the arguments that it has a kernel for, and has not.
     """
 
     example: Mapping[str, Any]

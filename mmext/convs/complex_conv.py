@@ -53,6 +53,7 @@ class ComplexConv2d(GeneratedConv2d):
         torch.Size([1, 8, 9, 9])
     """
 
+    serves = ('dense', 'grouped')
     loads_kernel_exactly = False
 
     def __init__(self, *args: Any, init: Literal['he', 'glorot'] = 'he', **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmext.convs.base import ExtConv2d
+from mmext.numerics import is_depthwise
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
 
@@ -40,7 +41,7 @@ class DepthwiseConv2d(ExtConv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not self.groups == self.in_channels == self.out_channels:
+        if not is_depthwise(self):
             raise ValueError(
                 'DepthwiseConv2d needs groups = in_channels = out_channels, got '
                 f'{self.groups=}, {self.in_channels=}, {self.out_channels=}; use Conv2d otherwise'

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmext.arguments import at_most
 from mmext.convs.generated import GeneratedConv2d
+from mmext.numerics import is_depthwise, spread_taps
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
 
@@ -94,7 +95,7 @@ class GaussianConv2d(GeneratedConv2d):
         rows, cols = (max(1, math.ceil(std_devs * s)) for s in largest)
         self.reach = (rows, cols)
         self.plain = self.kernel_size == (1, 1)
-        self.depthwise = self.groups == self.in_channels == self.out_channels
+        self.depthwise = is_depthwise(self)
         self.fold_in_deploy = self.plain or self.depthwise
         self._free_padding = self._symmetric_padding()
         if self.plain:
@@ -188,7 +189,7 @@ class GaussianConv2d(GeneratedConv2d):
             blur = blur.expand(-1, outputs // self.groups, -1, -1, -1).flatten(0, 2)
         kernels = blur.expand(outputs * inputs, -1, -1).unsqueeze(1)
         # Dilated taps and zeros enough for every overlap. A Gaussian is its own mirror image, so correlation is convolution.
-        free = _spread(self.weight, self.dilation).flatten(0, 1).unsqueeze(0)
+        free = spread_taps(self.weight, self.dilation).flatten(0, 1).unsqueeze(0)
         around = (2 * self.reach[0], 2 * self.reach[1])
         full = F.conv2d(free, kernels, padding=around, groups=outputs * inputs)
         return full[0].unflatten(0, (outputs, inputs))
@@ -218,13 +219,3 @@ class GaussianConv2d(GeneratedConv2d):
 
 def _pair(value: float | Sequence[float]) -> tuple[float, ...]:
     return (value, value) if isinstance(value, (int, float)) else tuple(value)
-
-
-def _spread(kernel: Tensor, dilation: tuple[int, int]) -> Tensor:
-    """Write the zeros of a dilated kernel out."""
-    if dilation == (1, 1):
-        return kernel
-    rows, cols = (d * (k - 1) + 1 for d, k in zip(dilation, kernel.shape[2:], strict=True))
-    spread = kernel.new_zeros(*kernel.shape[:2], rows, cols)
-    spread[..., :: dilation[0], :: dilation[1]] = kernel
-    return spread

@@ -49,11 +49,15 @@ class GeneratedConv2d(ExtConv2d):
             costs more.
         stretches: Whether a layer that keeps ``weight`` can start from a smaller kernel with zeros around it.
         loads_kernel_exactly: Whether a layer that starts from a given kernel computes with it as it is, or comes near to it.
+        serves: The kinds of layers that the system has a kernel for; others it refuses, or leaves plain.
+        refuses: Arguments of ``nn.Conv2d`` that it refuses to have changed: ``'dilation'``, ``'named padding'``.
         typical: Arguments of the place where the paper uses the layer, see :class:`mmext.contracts.Exemplified`.
     """
 
     loads_kernel_exactly = True
     typical: Mapping[str, Any] = {}
+    serves: tuple[str, ...] = ('dense', 'grouped', 'depthwise')
+    refuses: tuple[str, ...] = ()
     plain = False
     fold_in_deploy = True
     stretches = True

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmext.arguments import Repeats
 from mmext.convs.generated import GeneratedConv2d
+from mmext.numerics import is_depthwise
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
 
@@ -52,6 +53,7 @@ class InceptionDWConv2d(GeneratedConv2d):
         torch.Size([1, 8, 9, 9])
     """
 
+    serves = ('depthwise',)
     example = dict(kernel_size=5, groups=8)
     typical = dict(kernel_size=11, depthwise=True)
 
@@ -67,7 +69,7 @@ class InceptionDWConv2d(GeneratedConv2d):
             )
         self.square_kernel = square_kernel
         self.branch_ratio = branch_ratio
-        depthwise = self.groups == self.in_channels == self.out_channels
+        depthwise = is_depthwise(self)
         self.plain = not depthwise or self.in_channels < 3 or self.kernel_size == (1, 1)
         self.register_parameter('branch_bias', None)
         if self.plain:

@@ -54,6 +54,8 @@ class OneWayConv2d(GeneratedConv2d):
         torch.Size([1, 8, 9, 9])
     """
 
+    serves = ('dense',)
+
     fold_in_deploy = False
     factored = False
 

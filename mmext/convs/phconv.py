@@ -57,6 +57,7 @@ class PHConv2d(GeneratedConv2d):
         True
     """
 
+    serves = ('dense', 'grouped')
     loads_kernel_exactly = False
 
     def __init__(self, *args: Any, n: int = 4, init: Literal['he', 'official'] = 'he', **kwargs: Any) -> None:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmext.arguments import Cfg
 from mmext.convs.generated import GeneratedConv2d
 from mmext.norms.normalized import normalized
+from mmext.numerics import is_depthwise
 from mmext.ops.depthwise import depthwise_conv2d
 
 __all__ = ['ReparamConv2d', 'bn_affine', 'foldable_norm', 'total_shift']
@@ -157,7 +158,7 @@ class _Branch(nn.Module):
         if self.kind != 'identity':
             dilation = (conv.dilation[0] * self.spacing, conv.dilation[1] * self.spacing)
             kernel = self.kernel(x, conv.out_channels)
-            if conv.groups == conv.in_channels == conv.out_channels:
+            if is_depthwise(conv):
                 x = depthwise_conv2d(x, kernel, None, conv.stride, 0, dilation)
             else:
                 x = F.conv2d(x, kernel, None, conv.stride, 0, dilation, conv.groups)

@@ -15,6 +15,7 @@ from mmext.convs.base import flattened
 from mmext.convs.generated import GeneratedConv2d
 from mmext.convs.reparam import bn_affine, foldable_norm, total_shift
 from mmext.norms.normalized import normalized
+from mmext.numerics import is_depthwise
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.registry import MODELS
 
@@ -71,6 +72,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
         torch.Size([1, 8, 9, 9])
     """
 
+    serves = ('depthwise',)
     example = dict(kernel_size=7, groups=8)
     typical = dict(kernel_size=13, depthwise=True)
 
@@ -97,7 +99,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
         if self.plain:
             return
         size = self.kernel_size[0]
-        if not self.groups == self.in_channels == self.out_channels:
+        if not is_depthwise(self):
             raise ValueError(
                 f'ShiftwiseConv2d needs groups = in_channels = out_channels, got groups={self.groups}, '
                 f'in_channels={self.in_channels}, out_channels={self.out_channels}; choose depthwise layers by a rule '

@@ -54,6 +54,7 @@ class SPDConv2d(GeneratedConv2d):
     example = dict(stride=2)
     typical = dict(kernel_size=3, stride=2)
     loads_kernel_exactly = False
+    refuses = ('dilation', 'named padding')
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

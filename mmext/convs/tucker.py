@@ -62,6 +62,7 @@ class TuckerConv2d(GeneratedConv2d):
         torch.Size([1, 8, 9, 9])
     """
 
+    serves = ('dense',)
     loads_kernel_exactly = False
 
     fold_in_deploy = False

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from mmengine.analysis import get_model_complexity_info
-from mmengine.config import ConfigDict, DictAction
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.config import DictAction
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmext import cli
@@ -62,7 +61,9 @@ def _is_ours(cfg: Any) -> bool:
 
 def build(cfg: Mapping) -> nn.Module:
     """Build a model as on one processor, without loading or downloading weights."""
-    return revert_sync_batchnorm(MODELS.build(ConfigDict(copy.deepcopy(dict(cfg))))).eval()
+    model = cli.build_subject(cfg)
+    model.eval()  # not chained: the train() of some hosts' models returns None
+    return model
 
 
 def parameters(module: nn.Module) -> int:
