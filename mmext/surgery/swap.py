@@ -14,6 +14,7 @@ from torch import nn
 from mmext.arguments import checked
 from mmext.contracts import shown_by
 from mmext.hosts import build_from_host
+from mmext.numerics import is_depthwise
 from mmext.registry import MODELS, resolve
 from mmext.surgery.insert import Gated, insert_block, misfit
 from mmext.surgery.layout import ChannelsLast, channel_axis
@@ -327,18 +328,33 @@ def _kind(*layers: nn.Module) -> str:
     return f'{len(layers)} x {type(inner).__name__}' if len(layers) > 1 else type(inner).__name__
 
 
+def _alike(place: Place, new: list[nn.Module]) -> tuple:
+    """Return what decides how a layer takes the weights of its predecessor: classes and geometry, not widths."""
+    geometry = (getattr(place.old, key, None) for key in ('kernel_size', 'stride', 'dilation', 'padding_mode'))
+    depthwise = isinstance(place.old, nn.Conv2d) and is_depthwise(place.old)
+    return (type(place.old), _kind(*new), getattr(new[0], 'kernel_size', None), depthwise, *geometry)
+
+
 def _table(rows: list[tuple[Place, list[nn.Module], Shape | None]]) -> list[str]:
     """Return a line for each layer: classes, parameters, and how the new one takes the old one's weights."""
 
     def count(*modules: nn.Module) -> int:
         return sum(p.numel() for module in modules for p in module.parameters())
 
+    # Layers of one kind take a checkpoint alike: the smallest is measured for all of them.
+    smallest: dict[tuple, tuple[Place, list[nn.Module], Shape | None]] = {}
+    for row in sorted(rows, key=lambda row: count(*row[1])):
+        smallest.setdefault(_alike(*row[:2]), row)
+    taken_by = {
+        kind: verdict(distance(place.old, next(m for m in new if m is not place.old), shape))
+        for kind, (place, new, shape) in smallest.items()
+    }
     width = max((len(place.name) for place, *_ in rows), default=0)
     lines, shown = [], set()
-    for place, new, shape in rows:
+    for place, new, _ in rows:
         if new[0] not in shown:
             shown.add(new[0])
-            taken = verdict(distance(place.old, next(m for m in new if m is not place.old), shape))
+            taken = taken_by[_alike(place, new)]
             lines.append(
                 f'{place.name:{width}}  {type(place.old).__name__} -> {_kind(*new)}  {count(place.old):,} -> {count(*new):,} '
                 f'parameters, takes a checkpoint: {taken}'
