@@ -101,6 +101,9 @@ load_from = {load_from}
 """
 
 
+SIGNAL = Path(__file__).parents[1] / 'configs/demo/inr/picture_astronaut.py'
+
+
 @pytest.mark.parametrize('kind', ['zip', 'zip with an extra object', 'legacy', 'bare pickle 2'])
 @pytest.mark.parametrize(
     'call', ['resume', 'automatic', 'load_from', 'config', 'pretrained', 'test', 'deploy', 'report', 'convert']
@@ -125,7 +128,8 @@ def test_no_tool_runs_a_checkpoints_code(tmp_path, monkeypatch, kind, call, tiny
         argv = {
             'test': ['test', config, bad, '--work-dir', work],
             'deploy': ['deploy', config, bad, tmp_path / 'out.pth'],
-            'report': ['analysis_tools/compression_inr', config, bad],
+            # It asks first whether the config is one of its kind.
+            'report': ['analysis_tools/compression_inr', SIGNAL, bad],
             'convert': ['model_converters/convert', 'refconv', bad, tmp_path / 'out.pth'],
         }[call]
     main = tool(argv[0]).main

@@ -141,7 +141,7 @@ def run(path, work, at=(), resume=True):
         return train['main']([path, '--work-dir', str(work), *(['--resume'] if resume else [])])
     finally:
         for thing in gc.get_objects():  # a killed process has no workers left
-            if isinstance(thing, _MultiProcessingDataLoaderIter):
+            if type(thing) is _MultiProcessingDataLoaderIter:  # a proxy of what is gone would raise in isinstance()
                 thing._shutdown_workers()
 
 
