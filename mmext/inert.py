@@ -107,6 +107,16 @@ def _config_dict(*items: Any) -> dict:
     return dict(*items)
 
 
+@_stands_for('set', 'builtins')
+def _set(items: Any = ()) -> set:
+    return set(items)
+
+
+@_stands_for('complex', 'builtins')
+def _complex(real: float, imaginary: float = 0.0) -> complex:
+    return complex(real, imaginary)
+
+
 class _Left:
     """Something that is left out: what it is follows from the config."""
 

@@ -255,7 +255,7 @@ _LEFT = object()
 def plain_form(value: Any, place: str = 'checkpoint') -> Any:
     """Return ``value`` made of tensors and plain values only, so that reading it needs no class.
 
-    Numbers and arrays of numpy become those of Python, an array a list, mmengine's history of a logged value two tensors.
+    Numbers of numpy become those of Python, arrays and sets lists, mmengine's history of a logged value two tensors.
     Functions, which a scheduler keeps, are left out: they follow from the config. So is anything else, with a warning.
     """
     if value is None or isinstance(value, (Tensor, torch.Size, torch.dtype, torch.device, bytes)):
@@ -282,9 +282,7 @@ def plain_form(value: Any, place: str = 'checkpoint') -> Any:
         return ordered
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         items = [v for v in (plain_form(v, place) for v in value) if v is not _LEFT]
-        return (
-            tuple(items) if isinstance(value, tuple) else set(items) if isinstance(value, (set, frozenset)) else items
-        )
+        return tuple(items) if isinstance(value, tuple) else items  # torch 2.5 reads no set
     if isinstance(value, Path):
         return str(value)
     if not callable(value):

@@ -319,7 +319,7 @@ def test_what_is_not_plain_is_left_out(tmp_path):
         'e': torch.ones(1),
         'f': object(),
     }
-    assert plain_form(value) == {'a': 0.5, 'b': [[0, 1], (1, 'x'), {3}], 'd': 'x', 'e': torch.ones(1)}
+    assert plain_form(value) == {'a': 0.5, 'b': [[0, 1], (1, 'x'), [3]], 'd': 'x', 'e': torch.ones(1)}
     torch.save(plain_form(value), tmp_path / 'x.pth')
     torch.load(tmp_path / 'x.pth', weights_only=True)
 
