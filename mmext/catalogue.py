@@ -27,8 +27,6 @@ from mmext.registry import ALL
 __all__ = ['LISTS', 'Entry', 'entries', 'main']
 
 ROOT = Path(__file__).parents[1]
-#: What a component says if it follows no paper.
-OURS = re.compile(r'\(ours\b')
 
 
 class Entry(NamedTuple):

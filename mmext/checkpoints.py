@@ -32,7 +32,6 @@ from mmext.inert import ForeignError, plain, tensors_only
 __all__ = [
     'hand_over',
     'newest_checkpoint',
-    'newest_loadable',
     'read',
     'read_checkpoint',
     'release',
@@ -279,12 +278,6 @@ def newest_checkpoint(work_dir: str | Path, *more: str | Path) -> tuple[str, dic
             f'no checkpoint in {work_dir} loads ({", ".join(skipped)}); move them away and start without --resume'
         )
     return None
-
-
-def newest_loadable(work_dir: str | Path, *more: str | Path) -> str | None:
-    """Return the path of :func:`newest_checkpoint`."""
-    found = newest_checkpoint(work_dir, *more)
-    return found and found[0]
 
 
 def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmext.cli as cli
-from mmext.checkpoints import newest_loadable, read_checkpoint
+from mmext.checkpoints import newest_checkpoint, read_checkpoint
 from mmext.convs import RefConv2d, RepSO2d
 from mmext.datasets import DigitScenes, create
 from mmext.errors import CheckpointError, UsageError
@@ -183,13 +183,13 @@ def test_newest_means_latest_written_in_the_work_dir_wherever_the_pointer_points
         torch.save({'state_dict': {}}, path)
         os.utime(path, (time.time() - age,) * 2)
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
-    assert newest_loadable(tmp_path) == str(new)
+    assert newest_checkpoint(tmp_path)[0] == str(new)
     elsewhere = tmp_path / 'elsewhere'
     elsewhere.mkdir()
     (elsewhere / 'last_checkpoint').write_text(str(new))
-    assert newest_loadable(elsewhere) is None
-    assert newest_loadable(elsewhere, tmp_path) == str(new)
-    assert newest_loadable(tmp_path / 'empty') is None
+    assert newest_checkpoint(elsewhere) is None
+    assert newest_checkpoint(elsewhere, tmp_path)[0] == str(new)
+    assert newest_checkpoint(tmp_path / 'empty') is None
 
 
 def test_resume_of_a_run_that_saved_nothing_starts_it(config, work):
@@ -430,7 +430,7 @@ def test_two_processes_train_are_killed_and_resume(launch, work):
         time.sleep(0.02)
     assert first.poll() is None, log()
     kill(first)
-    last = read_checkpoint(newest_loadable(work))['meta']['epoch'] + 1
+    last = read_checkpoint(newest_checkpoint(work)[0])['meta']['epoch'] + 1
     second = launch('--resume', '--cfg-options', f'train_cfg.max_epochs={last}')
     assert second.wait(timeout=300) == 0, log()
     assert 'through gloo' in log()

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmext.contracts import example_of
 from mmext.convs.base import ExtConv2d
+from mmext.numerics import is_depthwise
 from mmext.registry import MODELS
 
 __all__ = ['Move', 'draw_moves', 'rewired']
@@ -95,7 +96,7 @@ def _activations(part: nn.Module) -> list[tuple[str, str]]:
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
-    return 1 < conv.groups == conv.in_channels == conv.out_channels
+    return conv.groups > 1 and is_depthwise(conv)
 
 
 def _layers(depthwise: bool) -> dict[str, type[ExtConv2d]]:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmext.arguments import Cfg
 from mmext.convs.generated import GeneratedConv2d
 from mmext.norms.normalized import normalized
-from mmext.numerics import is_depthwise
+from mmext.numerics import is_depthwise, spread_taps
 from mmext.ops.depthwise import depthwise_conv2d
 
 __all__ = ['ReparamConv2d', 'bn_affine', 'foldable_norm', 'total_shift']
@@ -169,10 +169,7 @@ class _Branch(nn.Module):
         kernel = self.kernel(conv.like(), conv.out_channels)
         if self.norm is not None:
             kernel = kernel * bn_affine(self.norm)[0].view(-1, 1, 1, 1)
-        if self.spacing > 1:
-            spread = kernel.new_zeros(*kernel.shape[:2], *self.extent)
-            spread[..., :: self.spacing, :: self.spacing] = kernel
-            kernel = spread
+        kernel = spread_taps(kernel, (self.spacing, self.spacing))
         rows, cols = ((k - e) // 2 for k, e in zip(conv.kernel_size, self.extent, strict=True))
         return F.pad(kernel, (cols, cols, rows, rows))
 

@@ -14,6 +14,7 @@ from mmext.arguments import Natural, NonNegative, Pattern
 from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
 from mmext.hooks.auxiliary_loss import AuxiliaryLossHook
+from mmext.numerics import spread_taps
 from mmext.registry import HOOKS
 
 __all__ = ['OrthogonalConvHook', 'gor', 'l_orth', 'ocnn', 'self_convolution']
@@ -139,10 +140,7 @@ def _kernel_of(layer: nn.Module) -> tuple[Tensor, tuple[int, int], int]:
     (down, right), dilation = geometry['stride'], geometry['dilation']
     # Without a stride a dilated convolution is several plain ones, side by side, with the same kernel.
     if (down > 1 and dilation[0] > 1) or (right > 1 and dilation[1] > 1):
-        rows, cols = ((k - 1) * d + 1 for k, d in zip(kernel.shape[2:], dilation, strict=True))
-        spread = kernel.new_zeros(*kernel.shape[:2], rows, cols)
-        spread[..., :: dilation[0], :: dilation[1]] = kernel
-        kernel = spread
+        kernel = spread_taps(kernel, dilation)
     return kernel.to(torch.promote_types(kernel.dtype, torch.float32)), (down, right), geometry['groups']
 
 
