@@ -89,6 +89,7 @@ def test_one_iteration_by_config(host, tmp_path):
     for key in [key for key in cfg if key.startswith(('val_', 'test_'))]:
         cfg[key] = None
     cfg.work_dir = str(tmp_path / 'run')
+    cfg.experiment_name = tmp_path.name
     samples = [dict(zip(('inputs', 'data_samples'), SAMPLES[host](i, 64, None), strict=True)) for i in range(2)]
     watch = Watch()
     runner = Runner.from_cfg(cfg)

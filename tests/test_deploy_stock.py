@@ -86,6 +86,8 @@ from mmengine.runner import Runner
 for folder in sys.argv[1:]:
     cfg = Config.fromfile(f'{folder}/out.py')
     cfg.work_dir = f'{folder}/work'
+    # The host names a run by the second it starts in, and runs of one name share their scope.
+    cfg.experiment_name = folder
     runner = Runner.from_cfg(cfg)
     saved = torch.load(f'{folder}/out.pth', weights_only=True)
     runner.model.load_state_dict(saved['state_dict'])
