@@ -158,11 +158,13 @@ def _child(name: str, parent: root.Registry, *locations: str) -> Registry:
     return Registry(name, parent=parent, scope='mmext', locations=[f'mmext.{loc}' for loc in locations])
 
 
-# Conv layers, activations, norms, blocks, backbones, necks, heads, coordinate networks, and the functions that rewire a model.
+# Conv layers, operators with dynamic kernels, activations, norms, blocks, backbones, necks, heads, coordinate networks, and
+# the functions that rewire a model.
 MODELS = _child(
     'model',
     root.MODELS,
     'convs',
+    'evolution',
     'activations',
     'norms',
     'blocks',

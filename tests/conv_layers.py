@@ -7,15 +7,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
+from mmext.evolution.base import EvolutionOperator2d
 from mmext.registry import MODELS
 
-LAYERS = sorted(n for n in members('convs') if isinstance(c := MODELS.get(n), type) and issubclass(c, ExtConv2d))
+LAYERS = sorted(
+    n
+    for n in members('convs') + members('evolution')
+    if isinstance(c := MODELS.get(n), type) and issubclass(c, ExtConv2d)
+)
 FAMILY = [n for n in LAYERS if issubclass(MODELS.get(n), GeneratedConv2d)]
+OPERATORS = [n for n in LAYERS if issubclass(MODELS.get(n), EvolutionOperator2d)]
 
 
 def make(name: str, **kwargs) -> ExtConv2d:
     """Build a layer of eight channels as it starts."""
     return MODELS.get(name)(**{**ARGUMENTS[name], **kwargs})
+
+
+def own_arguments(name: str) -> dict:
+    """Return the arguments of a layer's example that its place in a model does not dictate."""
+    place = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'groups')
+    return {k: v for k, v in ARGUMENTS[name].items() if k not in place}
 
 
 def shaken(name: str, **kwargs) -> ExtConv2d:

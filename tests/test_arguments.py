@@ -78,7 +78,7 @@ def outputs(name, built, arguments):
     kind = COMPONENTS[name].__module__.split('.')[1]
     if name == 'ParallelBranch':
         return built(torch.randn(2, 8, 24, 24), torch.randn(2, built.scale.numel(), 24, 24))
-    if kind in ('convs', 'activations', 'blocks'):
+    if kind in ('convs', 'evolution', 'activations', 'blocks'):
         return built(torch.randn(2, channels, 24, 24))
     if kind == 'norms':
         return built(torch.randn(8, 8, 8, 8))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conv_layers import LAYERS, image, make, shake, shaken
+from conv_layers import LAYERS, image, make, own_arguments, shake, shaken
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from torch import nn
 from torch.nn.utils import parametrize, prune
@@ -53,14 +53,14 @@ def test_the_hosts_fusion_is_right_where_the_output_scales_with_the_weight(name)
 @pytest.mark.parametrize('name', LAYERS)
 def test_a_norm_on_the_fly_is_refused_or_right(name):
     like = make(name)
-    own = {k: v for k, v in like.example.items() if k in ('trainable', 'density')}
     module = ConvModule(
         8,
         8,
         like.kernel_size,
         stride=like.stride,
+        padding=like.padding,
         groups=like.groups,
-        conv_cfg=dict(type=f'mmext.{name}', **own),
+        conv_cfg=dict(type=f'mmext.{name}', **own_arguments(name)),
         norm_cfg=dict(type='BN'),
         efficient_conv_bn_eval=True,
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmext.arguments import check_conv2d
 
-__all__ = ['ExtConv2d', 'ForeignWeightError', 'flattened']
+__all__ = ['ExtConv2d', 'ForeignWeightError', 'InnerConv2d', 'flattened']
 
 
 class ForeignWeightError(TypeError, AttributeError):
@@ -141,6 +141,10 @@ class ExtConv2d(nn.Conv2d):
         if plain.bias is not None and bias is not None:
             plain.bias.copy_(bias)
         return plain.train(self.training)
+
+
+class InnerConv2d(ExtConv2d):
+    """A plain convolution inside of a layer of the pack, which no host draws anew."""
 
 
 def _keywords_of(cls: type) -> list[inspect.Parameter]:

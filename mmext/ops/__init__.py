@@ -8,6 +8,7 @@ from mmext.ops.neighborhood import (
     neighborhood_correlate,
     neighborhood_mask,
 )
+from mmext.ops.sample_conv import sample_conv2d
 
 __all__ = [
     'NativeStatus',
@@ -17,4 +18,5 @@ __all__ = [
     'neighborhood_aggregate_adjoint',
     'neighborhood_correlate',
     'neighborhood_mask',
+    'sample_conv2d',
 ]
