@@ -30,6 +30,7 @@ __all__ = [
     'Projects',
     'ServesTesting',
     'ShowsPredictions',
+    'StandsFor',
     'StartsFromKernel',
     'SwitchesToDeploy',
     'TellsOptimOptions',
@@ -125,6 +126,15 @@ class StartsFromKernel(Protocol):
 
     def can_load_kernel(self, shape: Sequence[int]) -> bool:
         """Tell whether a kernel of this shape can be taken."""
+
+
+@runtime_checkable
+class StandsFor(Protocol):
+    """A layer that is no convolution and reads its arguments from the one whose place it takes; asked of the class."""
+
+    @classmethod
+    def arguments_from(cls, old: nn.Module) -> dict[str, Any]:
+        """Return the arguments with which the layer fits where ``old`` stands; AttributeError where ``old`` is another."""
 
 
 @runtime_checkable

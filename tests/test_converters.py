@@ -30,7 +30,7 @@ def official_state(case, prefix='stages.0.dwconv.'):
 @pytest.mark.parametrize(('name', 'case'), CASES)
 def test_our_layer_computes_what_the_official_one_does(name, case):
     official, ours = shaken(case.official()), case.ours()
-    x = torch.randn(2, case.channels, 12, 14)
+    x = torch.randn(case.input_shape or (2, case.channels, 12, 14))
     state = {f'stages.0.dwconv.{k}': v for k, v in official.state_dict().items()}
     head = dict(norm=torch.randn(3), head=torch.randn(5, 5))
     new = convert(name, {**head, **state}, case.options)

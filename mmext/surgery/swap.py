@@ -12,7 +12,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmext.arguments import checked
-from mmext.contracts import shown_by
+from mmext.contracts import StandsFor, shown_by
 from mmext.hosts import build_from_host
 from mmext.numerics import is_depthwise
 from mmext.registry import MODELS, resolve
@@ -230,13 +230,25 @@ def _instead(place: Place, rule: Rule) -> nn.Module:
         geometry = {**{k: getattr(old, k) for k in keys}, 'bias': old.bias is not None}
     elif hasattr(old, 'num_features') and rule.takes('num_features'):
         geometry = dict(num_features=old.num_features)
+    elif isinstance(rule.cls, StandsFor):
+        geometry = _arguments_from(place, rule.cls)
     _refuse_other_geometry(place, rule, geometry)
     return _made(place, rule, geometry, like=next(old.parameters(), None))
 
 
+def _arguments_from(place: Place, cls: StandsFor) -> dict:
+    try:
+        return cls.arguments_from(place.old)
+    except AttributeError as error:
+        raise ValueError(
+            f'swap_layers cannot put {getattr(cls, "__name__", cls)} in the place of {place.name}, because that '
+            f'{type(place.old).__name__} does not say its arguments ({error}); choose layers of another class by layer=...'
+        ) from error
+
+
 def _refuse_other_geometry(place: Place, rule: Rule, geometry: dict) -> None:
     """Refuse arguments that the place of a layer dictates: what stands around it expects the shapes of the old one."""
-    for key in ('in_channels', 'out_channels', 'stride', 'num_features'):
+    for key in ('in_channels', 'out_channels', 'stride', 'num_features', 'embed_dims'):
         if key in geometry and as_pair(rule.to.get(key, geometry[key])) != as_pair(geometry[key]):
             raise ValueError(
                 f'swap_layers cannot give the layer in the place of {place.name} another {key} ({rule.to[key]}, not '

@@ -14,13 +14,17 @@ from mmext.converters import SYSTEMS
 
 
 class Case(NamedTuple):
-    """A released layer, the layer of ours, channels of the input, options of the conversion, and how exact they agree."""
+    """A released layer, the layer of ours, channels of the input, options of the conversion, and how exact they agree.
+
+    ``input_shape`` is that of an input which is no image.
+    """
 
     official: Callable[[], nn.Module]
     ours: Callable[[], nn.Module]
     channels: int
     options: dict[str, str] = {}
     tolerance: float = 1e-10
+    input_shape: tuple[int, ...] | None = None
 
 
 def parameter(*shape):
