@@ -77,10 +77,10 @@ class TokenAttention(nn.Module):
         self.gamma1 = _Scale(embed_dims) if layer_scale_init_value else nn.Identity()
 
     @classmethod
-    def arguments_from(cls, old: nn.Module) -> dict[str, Any]:
+    def arguments_from(cls, old: Any) -> dict[str, Any]:
         """Return the arguments that mmpretrain's ``MultiheadAttention`` says of itself."""
         scale = next(iter(old.gamma1.parameters()), None)
-        known = dict(
+        known: dict[str, Any] = dict(
             embed_dims=old.embed_dims,
             num_heads=old.num_heads,
             qkv_bias=old.qkv.bias is not None,
