@@ -33,6 +33,7 @@ __all__ = [
     'StandsFor',
     'StartsFromKernel',
     'SwitchesToDeploy',
+    'TellsLayerDepth',
     'TellsOptimOptions',
     'WarnsOnDeploy',
     'example_of',
@@ -151,6 +152,14 @@ class TellsOptimOptions(Protocol):
 
     def optim_options(self) -> Mapping[str, Mapping[str, float]]:
         """Return the options by the local name of the parameter; :class:`mmext.LayerOptionsConstructor` reads them."""
+
+
+@runtime_checkable
+class TellsLayerDepth(Protocol):
+    """A backbone that can be trained with a rate of its own for each depth; mmpretrain's have this name for it, too."""
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the depth of a parameter of this module, and the number of depths."""
 
 
 @runtime_checkable

@@ -33,6 +33,7 @@ FREE = {
     ('MetaLightBlock', 'so2'): 'as co1',
     ('MetaLightBlock', 'co2'): 'as co1',
     ('SAGD', 'params'): 'torch judges them',
+    ('auto_channels', 'model'): 'as for swap_layers',
     ('swap_layers', 'rules'): 'mmext.surgery judges them',
     ('swap_layers', 'model'): 'as rules',
     ('swap_layers', 'input_shape'): 'as rules',

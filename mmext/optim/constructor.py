@@ -38,14 +38,14 @@ def _paramwise(
     """State what mmengine's constructor reads of ``paramwise_cfg``."""
 
 
-def _check_paramwise(cfg: Mapping[str, Any], closed: bool) -> None:
+def _check_paramwise(owner: str, cfg: Mapping[str, Any], closed: bool) -> None:
     known = laws_of(_paramwise)
     if closed and (unknown := sorted(map(str, set(cfg) - set(known)))):
         raise UsageError(
-            f'LayerOptionsConstructor passes paramwise_cfg on to {DEFAULT}, which reads {", ".join(known)}, got '
+            f'{owner} passes paramwise_cfg on to {DEFAULT}, which reads {", ".join(known)}, got '
             f'{", ".join(unknown)}; correct the name, or set base_constructor'
         )
-    check('paramwise_cfg of LayerOptionsConstructor', _paramwise, (), {k: v for k, v in cfg.items() if k in known})
+    check(f'paramwise_cfg of {owner}', _paramwise, (), {k: v for k, v in cfg.items() if k in known})
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -82,7 +82,7 @@ class LayerOptionsConstructor:
         >>> optim_wrapper = dict(constructor='mmext.LayerOptionsConstructor', optimizer=dict(type='SGD', lr=0.1))
     """
 
-    example = dict(optim_wrapper_cfg=dict(optimizer=dict(type='mmext.SAGD', lr=0.1)))
+    example: Mapping[str, Any] = dict(optim_wrapper_cfg=dict(optimizer=dict(type='mmext.SAGD', lr=0.1)))
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class LayerOptionsConstructor:
     ) -> None:
         optim_wrapper_cfg = dict(optim_wrapper_cfg)
         base = optim_wrapper_cfg.pop('base_constructor', DEFAULT)
-        _check_paramwise(paramwise_cfg or {}, closed=base == DEFAULT)
+        _check_paramwise(type(self).__name__, paramwise_cfg or {}, closed=base == DEFAULT)
         self.custom_keys = (paramwise_cfg or {}).get('custom_keys', {})
         if base == DEFAULT and paramwise_cfg:
             paramwise_cfg = {'bypass_duplicate': True, **paramwise_cfg}
@@ -102,12 +102,18 @@ class LayerOptionsConstructor:
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Return the optimizer wrapper for ``model``."""
         wrapper = self.base(model)
-        asked: dict[int, tuple[str, dict[str, float]]] = {}
-        for name, parameter, options in _asked(getattr(model, 'module', model)):
-            decided = self._decided(name)
-            asked.setdefault(id(parameter), (name, {k: v for k, v in options.items() if k not in decided}))
-        _regroup(wrapper.optimizer, asked)
+        _regroup(wrapper.optimizer, self._asked(getattr(model, 'module', model)))
         return wrapper
+
+    def _asked(self, model: nn.Module) -> dict[int, dict[str, float]]:
+        """Return the factors of parameters, by their identity."""
+        asked: dict[int, dict[str, float]] = {}
+        for name, parameter, options in _own_options(model):
+            if id(parameter) not in asked:
+                decided = self._decided(name)
+                asked[id(parameter)] = options = {k: v for k, v in options.items() if k not in decided}
+                print_log(f'layer options -- {name}: {options}', logger='current')
+        return asked
 
     def _decided(self, name: str) -> dict[str, Any]:
         """Return the custom key's options that mmengine applies, if the key names the parameter and not only modules."""
@@ -117,7 +123,7 @@ class LayerOptionsConstructor:
         return {} if key is None or key in modules else self.custom_keys[key]
 
 
-def _asked(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, dict[str, float]]]:
+def _own_options(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, dict[str, float]]]:
     """Yield the name, the parameter and the options of all that layers ask for."""
     for prefix, module in find(model, TellsOptimOptions):
         asked = module.optim_options()
@@ -132,19 +138,17 @@ def _asked(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, dict[str, floa
             yield f'{prefix}.{name}' if prefix else name, own[name], dict(options)
 
 
-def _regroup(optimizer: Any, asked: dict[int, tuple[str, dict[str, float]]]) -> None:
+def _regroup(optimizer: Any, asked: dict[int, dict[str, float]]) -> None:
     """Part the optimizer's groups by what was asked for, and multiply."""
     parts: dict[tuple, dict] = {}
     for number, group in enumerate(optimizer.param_groups):
         lists = [key for key in ('params', 'param_names') if key in group]
         for i, parameter in enumerate(group['params']):
-            name, options = asked.get(id(parameter), ('', {}))
+            options = asked.get(id(parameter), {})
             part = parts.setdefault((number, *sorted(options.items())), {**group, **{key: [] for key in lists}})
             for key in lists:
                 part[key].append(group[key][i])
             for option, factor in options.items():
-                field = FIELDS[option]
-                part[field] = factor * group[field]
-                print_log(f'layer options -- {name}:{field}={part[field]}', logger='current')
+                part[FIELDS[option]] = factor * group[FIELDS[option]]
     # A key with more than the group's number has options; the sort is stable.
     optimizer.param_groups[:] = [parts[key] for key in sorted(parts, key=lambda key: len(key) > 1)]

@@ -1,5 +1,6 @@
 """Put layers of this pack into any existing model, by rules in a config, and keep its weights and its keys."""
 
+from mmext.surgery.channels import auto_channels, fill_channels
 from mmext.surgery.insert import inserted_blocks
 from mmext.surgery.sites import CallSites, host_class
 from mmext.surgery.swap import build_wrapped, swap_layers, unwrapped
@@ -8,8 +9,10 @@ from mmext.surgery.undo import merge_swap, undo_swap
 
 __all__ = [
     'CallSites',
+    'auto_channels',
     'build_wrapped',
     'distance',
+    'fill_channels',
     'host_class',
     'inserted_blocks',
     'merge_swap',
