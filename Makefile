@@ -8,7 +8,7 @@ TASK  ?= det
 DEMO_EPOCHS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor native native-cuda native-cuda-check native-none-check native-asan clean
+.PHONY: help setup demo test lint doctor native native-cuda native-cuda-check native-none-check native-asan native-cuda-emulate native-cuda-registers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -41,11 +41,21 @@ native-cuda-check: setup ## compile and link the CUDA kernels in a copy, and run
 native-none-check: setup ## the same without a compiler: the references must do
 	@tools/misc/check_build.sh build/none-check $(PY) CXX=none CC=none
 
+FUZZ = $(CXX) -std=c++17 -g -Wno-psabi -Wno-ignored-attributes -Wno-unknown-pragmas
+SANITIZED = -fsanitize=address,undefined -fno-sanitize-recover=all
+
 native-asan: ## run the CPU kernels on random geometries under ASan and UBSan
 	@mkdir -p build
-	$(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -Wno-ignored-attributes \
-	    cuda_ops/cpu/fuzz.cpp -o build/fuzz
+	$(FUZZ) -O1 $(SANITIZED) cuda_ops/cpu/fuzz.cpp -o build/fuzz
 	for isa in default avx2 avx512; do ATEN_CPU_CAPABILITY=$$isa build/fuzz || exit 1; done
+
+native-cuda-emulate: ## run the CUDA kernels on random geometries as C++, without a GPU: as they are, and under ASan and UBSan
+	@mkdir -p build
+	$(FUZZ) -O1 cuda_ops/cuda/fuzz.cpp -o build/fuzz-cuda && build/fuzz-cuda 2000
+	$(FUZZ) -O1 $(SANITIZED) cuda_ops/cuda/fuzz.cpp -o build/fuzz-cuda-asan && build/fuzz-cuda-asan 1000
+
+native-cuda-registers: setup ## registers and spills of every form of the CUDA kernels (needs nvcc)
+	@$(PY) tools/misc/cuda_registers.py
 
 clean: ## remove builds and caches; data, work_dirs and environments stay
 	rm -rf build *.egg-info mmext/.mim mmext/*.so .pytest_cache .ruff_cache .mypy_cache

@@ -1,15 +1,17 @@
 // The device code: the tiles of the CPU kernels, with a thread for every column.
 //
-// A thread owns one column of kRows output rows. It walks the source rows that any of them sees and loads every value once
-// for all of them (kRows taps share it) and every weight once for up to 8 channels; so a multiply-add costs a fraction of a
-// load, and lanes run along x, so each load is coalesced. Everything is a gather: no atomics, one order of summation.
+// A thread owns L neighbouring columns of kRows output rows. It walks the source rows that any of them sees and loads every
+// value once for all of them (kRows taps share it) and every weight once for up to 8 channels; so a multiply-add costs a
+// fraction of a load, and lanes run along x, so each load is coalesced. Everything is a gather: no atomics, no shared memory,
+// no synchronisation, one order of summation. So a thread can be called as a function, which emulate.h does.
+//
+// L is 2 for half types whose rows begin at whole words of two numbers, and else 1. Such a lane loads words, and keeps the
+// last one: taps of stride 1 need a new word of a row at every second tap only.
+//
+// Needs at::opmath_type, CUDA or emulate.h.
 #pragma once
 
-#include <ATen/ATen.h>
-#include <ATen/OpMathType.h>
-
 #include "../neighborhood.h"
-#include "pytorch_cuda_helper.hpp"
 
 namespace mmext::cuda {
 
@@ -74,14 +76,40 @@ struct View {
   }
 };
 
+// L neighbouring numbers of a row, which one load brings.
+template <typename T, int L>
+struct alignas(L * sizeof(T)) Word {
+  T at[L];
+
+  // The number of an absolute column. A choice of values: one of places would be an index into registers, and end in memory.
+  template <typename Acc, typename Index>
+  __device__ __forceinline__ Acc of(Index column) const {
+    const Acc first = static_cast<Acc>(at[0]), last = static_cast<Acc>(at[L - 1]);
+    return L == 1 || column % 2 == 0 ? first : last;
+  }
+};
+
+template <int L, typename T>
+__device__ __forceinline__ const Word<T, L>& word_at(const T* numbers) {
+  return *reinterpret_cast<const Word<T, L>*>(numbers);
+}
+
+template <typename T, int L, typename Acc>
+__device__ __forceinline__ void store(T* out, const Acc (&numbers)[L]) {
+  Word<T, L> word;
+#pragma unroll
+  for (int l = 0; l < L; ++l) word.at[l] = static_cast<T>(numbers[l]);
+  *reinterpret_cast<Word<T, L>*>(out) = word;
+}
+
 // Where a thread works: blocks run over (image, group, channel block, row tile, column tile), the last one fastest.
-template <typename Index>
+template <typename Index, int L>
 struct Place {
   Index image, group, part, row, column;
 
   __device__ __forceinline__ Place(Index groups, Index parts, Index row_tiles, Index column_tiles) {
     Index block = blockIdx.x;
-    column = block % column_tiles * blockDim.x + threadIdx.x;
+    column = (block % column_tiles * blockDim.x + threadIdx.x) * L;
     block /= column_tiles;
     row = (block % row_tiles * blockDim.y + threadIdx.y) * kRows;
     block /= row_tiles;
@@ -93,14 +121,14 @@ struct Place {
 };
 
 // aggregate (source = value) or its adjoint (source = gradient, output on the value's grid) for R channels of a group.
-template <typename T, typename Index, int R, bool Adjoint, bool Shift>
+template <typename T, typename Index, int R, int L, bool Adjoint, bool Shift>
 __global__ void __launch_bounds__(kThreads)
     aggregate_kernel(const View<Index> g, const T* __restrict__ source, const T* __restrict__ weight, const Index weight_batch,
                      T* __restrict__ out, const Index parts, const Index row_tiles, const Index column_tiles) {
   using Acc = at::opmath_type<T>;
   const Index height = Adjoint ? g.y.source : g.y.output, width = Adjoint ? g.x.source : g.x.output;
   const Index source_height = Adjoint ? g.y.output : g.y.source, source_width = Adjoint ? g.x.output : g.x.source;
-  const Place<Index> at(g.groups, parts, row_tiles, column_tiles);
+  const Place<Index, L> at(g.groups, parts, row_tiles, column_tiles);
   if (at.column >= width || at.row >= height) return;
   const Index last_row = at.row + kRows <= height ? at.row + kRows - 1 : height - 1;
 
@@ -136,14 +164,19 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  // The columns that this column meets: every tap, or, for the adjoint of shifted windows, every window that may see it.
-  Index from_column = 0, to_column = 0, slots = g.x.kernel;
+  // The columns that a column meets: every tap, or, for the adjoint of shifted windows, every window that may see it.
+  Index from_column[L] = {}, to_column[L] = {}, slots = g.x.kernel;
   if (Adjoint && Shift) {
-    g.x.template seeing<Shift>(at.column, from_column, to_column);
-    slots = (to_column - from_column) / g.x.dilation + 1;
+    slots = 0;
+#pragma unroll
+    for (int l = 0; l < L; ++l) {
+      g.x.template seeing<Shift>(at.column + l, from_column[l], to_column[l]);
+      const Index met = (to_column[l] - from_column[l]) / g.x.dilation + 1;
+      if (met > slots) slots = met;
+    }
   }
 
-  Acc acc[kRows][R] = {};
+  Acc acc[kRows][R][L] = {};
   for (Index i = low; i <= high; ++i) {
     Index taps[kRows];
     bool any = false;
@@ -155,32 +188,63 @@ __global__ void __launch_bounds__(kThreads)
       any |= taps[t] >= 0;
     }
     if (!any) continue;
+    Word<T, L> words[R] = {};
+    Index held = -1;   // the word of the source row that is in registers
     for (Index q = 0; q < slots; ++q) {
-      Index tap = q, column;
-      if (Adjoint && Shift) {
-        column = from_column + q * g.x.dilation;
-        tap = g.x.template tap<Shift>(column, at.column);
-        if (tap < 0) continue;
-      } else if (Adjoint) {
-        const Index reach = at.column + g.x.padding - q * g.x.dilation;
-        if (reach < 0 || reach % g.x.stride != 0) continue;
-        column = reach / g.x.stride;
-        if (column >= source_width) continue;
-      } else {
-        column = tap_position<Index>(at.column, q, g.x.source, g.x.kernel, g.x.stride, g.x.dilation, g.x.padding, Shift);
-        if (column < 0) continue;
-      }
-      Acc v[R];
-      const T* here = source + i * source_width + column;
+      Index column[L], tap[L];
+      any = false;
 #pragma unroll
-      for (int r = 0; r < R; ++r) v[r] = static_cast<Acc>(here[r * plane]);
+      for (int l = 0; l < L; ++l) {
+        column[l] = -1;
+        tap[l] = q;
+        if (Adjoint && Shift) {
+          const Index window = from_column[l] + q * g.x.dilation;
+          if (window <= to_column[l]) tap[l] = g.x.template tap<Shift>(window, at.column + l);
+          if (window <= to_column[l] && tap[l] >= 0) column[l] = window;
+        } else if (Adjoint) {
+          const Index reach = at.column + l + g.x.padding - q * g.x.dilation;
+          if (reach >= 0 && reach % g.x.stride == 0 && reach / g.x.stride < source_width) column[l] = reach / g.x.stride;
+        } else {
+          column[l] = tap_position<Index>(at.column + l, q, g.x.source, g.x.kernel, g.x.stride, g.x.dilation, g.x.padding, Shift);
+        }
+        any |= column[l] >= 0;
+      }
+      if (!any) continue;
+      Acc v[L][R] = {};
+#pragma unroll
+      for (int s = 0; s < L; ++s) {
+        const int l = Adjoint ? L - 1 - s : s;   // the adjoint meets columns in falling order: the word of the last one is next
+        if (L > 1 && column[l] < 0) continue;
+        if (L == 1 || column[l] / L != held) {
+          held = column[l] / L;
+          const T* here = source + i * source_width + held * L;
+#pragma unroll
+          for (int r = 0; r < R; ++r) words[r] = word_at<L>(here + r * plane);
+        }
+#pragma unroll
+        for (int r = 0; r < R; ++r) v[l][r] = words[r].template of<Acc>(column[l]);
+      }
+      const bool together = !Adjoint || (column[0] % 2 == 0 && column[L - 1] == column[0] + 1 && tap[L - 1] == tap[0]);
 #pragma unroll
       for (int t = 0; t < kRows; ++t) {
         if (taps[t] < 0) continue;
-        const Index where = Adjoint ? i * g.x.output + column : (at.row + t) * g.x.output + at.column;
-        const Acc w = static_cast<Acc>(weight[(taps[t] * g.x.kernel + tap) * weight_plane + where]);
+        const T* line = weight + taps[t] * g.x.kernel * weight_plane + (Adjoint ? i : at.row + t) * g.x.output;
+        Acc w[L];
+        if (L > 1 && together) {
+          const Word<T, L> both = word_at<L>(line + tap[0] * weight_plane + (Adjoint ? column[0] : at.column));
 #pragma unroll
-        for (int r = 0; r < R; ++r) acc[t][r] += w * v[r];
+          for (int l = 0; l < L; ++l) w[l] = column[l] < 0 ? Acc(0) : static_cast<Acc>(both.at[l]);
+        } else {
+#pragma unroll
+          for (int l = 0; l < L; ++l)
+            w[l] = L > 1 && column[l] < 0
+                       ? Acc(0)
+                       : static_cast<Acc>(line[tap[l] * weight_plane + (Adjoint ? column[l] : at.column + l)]);
+        }
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+          for (int l = 0; l < L; ++l) acc[t][r][l] += w[l] * v[l][r];
       }
     }
   }
@@ -189,17 +253,17 @@ __global__ void __launch_bounds__(kThreads)
   for (int t = 0; t < kRows; ++t)
     if (at.row + t <= last_row) {
 #pragma unroll
-      for (int r = 0; r < R; ++r) out[r * between * height * width + (at.row + t) * width] = static_cast<T>(acc[t][r]);
+      for (int r = 0; r < R; ++r) store(out + r * between * height * width + (at.row + t) * width, acc[t][r]);
     }
 }
 
-// All the logits of one column of kRows query rows of one group.
-template <typename T, typename Index, bool Shift>
+// All the logits of L columns of kRows query rows of one group.
+template <typename T, typename Index, int L, bool Shift>
 __global__ void __launch_bounds__(kThreads)
     correlate_kernel(const View<Index> g, const T* __restrict__ query, const T* __restrict__ key, T* __restrict__ out,
                      const Index row_tiles, const Index column_tiles) {
   using Acc = at::opmath_type<T>;
-  const Place<Index> at(g.groups, 1, row_tiles, column_tiles);
+  const Place<Index, L> at(g.groups, 1, row_tiles, column_tiles);
   if (at.column >= g.x.output || at.row >= g.y.output) return;
   const Index last_row = at.row + kRows <= g.y.output ? at.row + kRows - 1 : g.y.output - 1;
 
@@ -219,7 +283,8 @@ __global__ void __launch_bounds__(kThreads)
       for (Index k = 0; k < g.y.kernel; ++k) {
         const Index i = r * g.y.stride - g.y.padding + k * g.y.dilation;
         if (i >= 0 && i < g.y.source) continue;
-        for (Index kx = 0; kx < g.x.kernel; ++kx) out[(k * g.x.kernel + kx) * out_plane + r * g.x.output] = T(0);
+        const Acc none[L] = {};
+        for (Index kx = 0; kx < g.x.kernel; ++kx) store(out + (k * g.x.kernel + kx) * out_plane + r * g.x.output, none);
       }
   }
   for (Index i = low; i <= high; ++i) {
@@ -232,25 +297,39 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (!any) continue;
     for (Index begin = 0; begin < g.x.kernel; begin += kSlots) {
-      Index columns[kSlots];
+      Index columns[kSlots][L];
 #pragma unroll
       for (int s = 0; s < kSlots; ++s)
-        columns[s] = begin + s < g.x.kernel ? tap_position<Index>(at.column, begin + s, g.x.source, g.x.kernel, g.x.stride,
-                                                                  g.x.dilation, g.x.padding, Shift)
-                                            : Index(-1);
-      Acc acc[kRows][kSlots] = {};
+#pragma unroll
+        for (int l = 0; l < L; ++l)
+          columns[s][l] = begin + s < g.x.kernel
+                              ? tap_position<Index>(at.column + l, begin + s, g.x.source, g.x.kernel, g.x.stride, g.x.dilation,
+                                                    g.x.padding, Shift)
+                              : Index(-1);
+      Acc acc[kRows][kSlots][L] = {};
       for (Index j = 0; j < g.per_group; ++j) {
-        Acc q[kRows];
+        Word<T, L> q[kRows];
 #pragma unroll
         for (int t = 0; t < kRows; ++t)
-          q[t] = taps[t] >= 0 ? static_cast<Acc>(query[j * between * out_plane + (at.row + t) * g.x.output]) : Acc(0);
+          if (taps[t] >= 0) q[t] = word_at<L>(query + j * between * out_plane + (at.row + t) * g.x.output);
+        const T* line = key + j * between * key_plane + i * g.x.source;
+        Word<T, L> word = {};
+        Index held = -1;   // the word of the source row that is in registers
 #pragma unroll
-        for (int s = 0; s < kSlots; ++s) {
-          if (columns[s] < 0) continue;
-          const Acc v = static_cast<Acc>(key[j * between * key_plane + i * g.x.source + columns[s]]);
+        for (int s = 0; s < kSlots; ++s)
 #pragma unroll
-          for (int t = 0; t < kRows; ++t) acc[t][s] += q[t] * v;
-        }
+          for (int l = 0; l < L; ++l) {
+            const Index column = columns[s][l];
+            if (column < 0) continue;
+            if (L == 1 || column / L != held) {
+              held = column / L;
+              word = word_at<L>(line + held * L);
+            }
+            const Acc v = word.template of<Acc>(column);
+#pragma unroll
+            for (int t = 0; t < kRows; ++t)
+              if (taps[t] >= 0) acc[t][s][l] += static_cast<Acc>(q[t].at[l]) * v;
+          }
       }
 #pragma unroll
       for (int t = 0; t < kRows; ++t) {
@@ -258,7 +337,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int s = 0; s < kSlots; ++s)
           if (begin + s < g.x.kernel)
-            out[(taps[t] * g.x.kernel + begin + s) * out_plane + (at.row + t) * g.x.output] = static_cast<T>(acc[t][s]);
+            store(out + (taps[t] * g.x.kernel + begin + s) * out_plane + (at.row + t) * g.x.output, acc[t][s]);
       }
     }
   }
