@@ -53,7 +53,10 @@ def forms(report: str) -> Iterator[Form]:
         name, spills, used = NAME.search(block), SPILLS.search(block), re.search(r'Used (\d+) registers', block)
         if name is None or spills is None or used is None:
             continue
-        numbers, flags = re.findall(r'\d+', name['numbers']), [flag == '1' for flag in re.findall('[01]', name['flags'])]
+        numbers, flags = (
+            re.findall(r'\d+', name['numbers']),
+            [flag == '1' for flag in re.findall('[01]', name['flags'])],
+        )
         kind = TYPES.get(name['type'], name['type'])
         # A correlation has neither channels, for it sums them, nor a direction.
         channels, adjoint = (int(numbers[0]), flags[0]) if len(numbers) == 2 else (0, False)
