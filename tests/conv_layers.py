@@ -1,9 +1,8 @@
 """The conv layers of the pack, each with something to compute, for the tests over all of them."""
 
 import torch
+from helpers import shake
 from registered import ARGUMENTS, members
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.convs.base import ExtConv2d
 from mmext.convs.generated import GeneratedConv2d
@@ -32,19 +31,7 @@ def own_arguments(name: str) -> dict:
 
 def shaken(name: str, **kwargs) -> ExtConv2d:
     """Build a layer with every parameter and statistic away from its initial value."""
-    return shake(make(name, **kwargs))
-
-
-def shake(layer: nn.Module) -> nn.Module:
-    """Move every parameter and statistic away from its value."""
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        for module in layer.modules():
-            if isinstance(module, _BatchNorm):
-                module.running_mean.normal_(std=0.3)
-                module.running_var.uniform_(0.5, 2)
-    return layer
+    return shake(make(name, **kwargs), by=0.2)
 
 
 def image(*, batch: int = 1, **kwargs) -> torch.Tensor:

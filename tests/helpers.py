@@ -1,4 +1,4 @@
-"""What many tests need: a model away from where it starts, and a tool as a module."""
+"""What many tests need: a model away from where it starts, how near a type comes, and a tool as a module."""
 
 import importlib.util
 import sys
@@ -7,7 +7,11 @@ from pathlib import Path
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmext.hosts import build_model
+
 TOOLS = Path(__file__).parents[1] / 'tools'
+# The largest error, relative to the largest value, of one operator that sums in its own type or in float32.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 def shake(model, by=0.02):
@@ -20,6 +24,26 @@ def shake(model, by=0.02):
                 module.running_mean.normal_(std=0.1)
                 module.running_var.uniform_(0.5, 1.5)
     return model
+
+
+def shake_norms(model):
+    """Draw statistics and parameters for every batch norm, and leave all else as it is."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.5, 2)
+                if module.affine:
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.normal_(std=0.3)
+    return model
+
+
+def trained_state(cfg):
+    """Return the state of a model, given by its config, every value of which has moved away from its start."""
+    model = build_model(cfg)
+    model.init_weights()
+    return shake(model).state_dict()
 
 
 def tool(name):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import shake
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import nn
@@ -10,14 +11,7 @@ from mmext.activations.leni import LENI, LENIConv
 
 def trained(**kwargs) -> LENI:
     """A LENI away from its initial values."""
-    layer = LENI(6, **kwargs)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        if isinstance(layer.norm, nn.BatchNorm2d):
-            layer.norm.running_mean.normal_()
-            layer.norm.running_var.uniform_(0.5, 2)
-    return layer
+    return shake(LENI(6, **kwargs), by=0.3)
 
 
 def with_identity_transform(**kwargs) -> LENI:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import shake_norms
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
@@ -24,16 +25,6 @@ PLAIN = dict(type='mmext.MetaLightBlock', spatial=dict(type='Conv2d'))
 
 def count(module):
     return sum(p.numel() for p in module.parameters())
-
-
-def shake(model):
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.normal_(m.bias, 0, 0.1)
-    return model
 
 
 # --- architecture ----------------------------------------------------------------------------------------------------
@@ -275,7 +266,7 @@ def test_activation_that_counts_channels_is_relu_at_first():
 
 @pytest.mark.parametrize('block', [PLAIN, *LIGHT_BLOCKS], ids=str)
 def test_a_plain_network_is_the_basis_of_its_refocused_one(block, tmp_path):
-    plain = shake(FalconNet(arch=TINY, block=block))
+    plain = shake_norms(FalconNet(arch=TINY, block=block))
     refocused = FalconNet(arch=TINY, block=block, conv_cfg=dict(type='mmext.RefConv2d'))
     extra = set(refocused.state_dict()) - set(plain.state_dict())
     assert set(plain.state_dict()) <= set(refocused.state_dict())
@@ -311,7 +302,7 @@ def test_conv_cfg_reaches_spatial_convolutions_only():
 
 @pytest.mark.parametrize('fuse_bn', [False, True])
 def test_deployed_network_computes_the_same(fuse_bn):
-    model = shake(FalconNet(arch=TINY, head_channels=24)).eval()
+    model = shake_norms(FalconNet(arch=TINY, head_channels=24)).eval()
     x = torch.randn(2, 3, 50, 45)
     before = model(x)
     if fuse_bn:
@@ -418,7 +409,7 @@ def test_config_builds_offline_and_folds(path, scope):
     assert isinstance(model.backbone, FalconNet)
     model.init_weights()
     x = torch.randn(1, 3, 75, 66)
-    shake(model.backbone)
+    shake_norms(model.backbone)
     model.eval()
     before = model.extract_feat(x)
     model.backbone.switch_to_deploy()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import shake_norms
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -93,10 +94,7 @@ def test_parameters_of_the_factors():
 
 def test_block_is_the_sequence_that_it_says():
     block = MetaLightBlock(8, expansion=2, spatial=dict(type='Conv2d'), channel=dict(type='Conv2d')).eval()
-    for m in block.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_()
-            m.running_var.uniform_(0.5, 2)
+    shake_norms(block)
     x = torch.randn(2, 8, 6, 6)
     co1, so, co2 = block.operators
     y = F.relu(co1.bn(F.conv2d(x, co1.conv.weight)))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import shake_norms
 from torch import nn
 
 from mmext.convs.dilated_reparam import DilatedReparamConv2d
@@ -20,13 +21,7 @@ ALL = [(k, *row) for k, rows in TABLE.items() for row in rows]
 
 def make(size: int, **kwargs) -> DilatedReparamConv2d:
     layer = DilatedReparamConv2d(4, 4, size, **{'padding': size // 2, 'groups': 4, 'bias': False, **kwargs}).double()
-    with torch.no_grad():
-        for norm in (m for m in layer.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.2, 3)
-            norm.weight.normal_()
-            norm.bias.normal_()
-    return layer.eval()
+    return shake_norms(layer).eval()
 
 
 def branch_outputs(layer, x):

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import shake_norms
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -180,19 +181,9 @@ def test_gradients():
     assert torch.autograd.gradcheck(padded, x, fast_mode=True)
 
 
-def shaken_norm():
-    norm = nn.BatchNorm2d(8).double()
-    with torch.no_grad():
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
-        norm.weight.uniform_(0.5, 2)
-        norm.bias.normal_()
-    return norm
-
-
 @pytest.mark.parametrize('case', GEOMETRIES)
 def test_a_norm_fuses_exactly_in_padding_mode(case):
-    model = nn.Sequential(make(case), shaken_norm()).eval()
+    model = nn.Sequential(make(case), shake_norms(nn.BatchNorm2d(8)).double()).eval()
     x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
     expected = model(x)
     fused = fuse_conv_bn(copy.deepcopy(model))
@@ -214,7 +205,7 @@ def test_efficient_conv_bn_eval_is_exact_in_padding_mode_and_refused_in_mask_mod
 def test_fusing_a_norm_is_refused_in_mask_mode():
     layer = make(mode='mask')
     with pytest.raises(TypeError, match=r"^PartialConv2d in mode='mask' zeroes the holes .*leave fuse_conv_bn"):
-        fuse_conv_bn(nn.Sequential(layer, shaken_norm()).eval())
+        fuse_conv_bn(nn.Sequential(layer, shake_norms(nn.BatchNorm2d(8)).double()).eval())
     layer.load_state_dict(make().state_dict(), assign=True)  # which is no fusion
     with pytest.raises(RuntimeError, match=r'1 layers have no plain form, .*depends on a mask'):
         fold(nn.Sequential(layer))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import shake_norms
 from mmcv.cnn import ConvModule
 from torch import nn
 
@@ -14,17 +15,6 @@ BRANCHES = [
     ('1xk', 'kx1', '1x1', 'identity', 'avg'),
     ('3x1', '1x3', 'kxk'),
 ]
-
-
-def shake(module):
-    """Give every batch norm random statistics and parameters."""
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_()
-            m.running_var.uniform_(0.5, 2)
-            if m.affine:
-                nn.init.uniform_(m.weight, -1, 2)
-                nn.init.normal_(m.bias)
 
 
 def branchwise(conv, x):
@@ -40,7 +30,7 @@ def branchwise(conv, x):
 @pytest.mark.parametrize('k', [3, 5, 7])
 def test_fold_equals_the_branches(k, stride, branches):
     conv = RepSO2d(6, 6, k, stride, padding=k // 2, groups=6, branches=branches).double()
-    shake(conv)
+    shake_norms(conv)
     x = torch.randn(2, 6, 11, 8, dtype=torch.float64)
     expected = branchwise(conv, x)
     conv.eval()
@@ -71,7 +61,7 @@ def test_fold_equals_the_branches(k, stride, branches):
 def test_any_geometry_of_a_plain_convolution(geometry):
     arguments = dict(in_channels=4, out_channels=4, kernel_size=3, groups=4) | geometry
     conv = RepSO2d(**arguments, branches=('kxk', '1x3', '1x1', 'avg', 'identity')).double()
-    shake(conv)
+    shake_norms(conv)
     if conv.bias is not None:
         nn.init.normal_(conv.bias)
     x = torch.randn(2, 4, 9, 10, dtype=torch.float64)
@@ -122,7 +112,7 @@ def test_every_parameter_gets_a_gradient():
 
 def test_state_round_trips_in_both_forms():
     conv, other = (RepSO2d(4, 4, 5, padding=2, groups=4) for _ in range(2))
-    shake(conv)
+    shake_norms(conv)
     other.load_state_dict(conv.state_dict())
     x = torch.randn(1, 4, 7, 7)
     assert torch.equal(conv.eval()(x), other.eval()(x))

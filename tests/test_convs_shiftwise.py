@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import shake_norms
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
@@ -13,12 +14,7 @@ def make(channels: int = 8, size: int = 7, **kwargs) -> ShiftwiseConv2d:
     layer = ShiftwiseConv2d(
         channels, channels, size, **{'padding': size // 2, 'groups': channels, 'bias': False, **kwargs}
     )
-    for norm in layer.norms:
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
-        nn.init.normal_(norm.weight)
-        nn.init.normal_(norm.bias)
-    return layer.double()
+    return shake_norms(layer).double()
 
 
 def released_tables(layer: ShiftwiseConv2d, seed: int = 123) -> tuple:

@@ -1,7 +1,6 @@
-import copy
-
 import pytest
 import torch
+from helpers import shake_norms, trained_state
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -32,20 +31,6 @@ def detector(rules=(REFCONV,), **backbone):
     cfg['bbox_head'] = dict(cfg['bbox_head'], in_channels=16, feat_channels=16, stacked_convs=1)
     init_default_scope('mmdet')
     return cfg
-
-
-def trained_state(cfg):
-    """The weights of a model whose every parameter and statistic has moved away from its initial value."""
-    model = ROOT_MODELS.build(copy.deepcopy(cfg))
-    model.init_weights()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
-    return model.state_dict()
 
 
 INPUTS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -221,9 +206,7 @@ def test_a_norm_behind_a_layer_that_stays_unfolded_stays_too():
         nn.Conv2d(8, 8, 1),
         nn.BatchNorm2d(8),
     ).eval()
-    for norm in (model[2], model[4]):
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
+    shake_norms(model)
     expected = model(INPUTS)
     fused = fold(model, fuse_bn=True)
     assert [type(m).__name__ for m in fused] == ['Conv2d', 'InceptionDWConv2d', 'BatchNorm2d', 'Conv2d', 'Identity']

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import shake, tool
+from helpers import tool, trained_state
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -26,10 +26,6 @@ main = deploy_tool.main
 
 REFCONV = dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def shaken_state(cfg):
-    return shake(build_model(cfg)).state_dict()
 
 
 def classifier():
@@ -126,7 +122,7 @@ def test_a_runner_tests_what_was_deployed_without_this_pack(tmp_path, capfd):
     for name, make in MODELS.items():
         cfg = make()
         init_default_scope(cfg.default_scope)
-        state = shaken_state(cfg.model)
+        state = trained_state(cfg.model)
         new_cfg = written(tmp_path / name, cfg, state)
         assert 'mmext' not in new_cfg.pretty_text
         assert 'it needs mmext no longer' in capfd.readouterr().out
@@ -150,7 +146,7 @@ def test_a_runner_tests_what_was_deployed_without_this_pack(tmp_path, capfd):
 def test_fused_lists_of_heads_stay_lists_and_the_file_says_why(tmp_path):
     cfg = segmentor()
     init_default_scope('mmseg')
-    new_cfg = written(tmp_path / 'out', cfg, shaken_state(cfg.model), '--fuse-bn')
+    new_cfg = written(tmp_path / 'out', cfg, trained_state(cfg.model), '--fuse-bn')
     assert [head.type for head in new_cfg.model.decode_head] == ['mmext.folded', 'mmext.folded']
     text = (tmp_path / 'out' / 'out.py').read_text()
     needs = read_checkpoint(tmp_path / 'out' / 'out.pth')['meta']['mmext']['needed_for']
@@ -180,7 +176,7 @@ def test_large_depthwise_kernels_are_routed_unless_stock_is_asked_for(stock):
     rules = [dict(depthwise=True, first=2, to=dict(type='mmext.DilatedReparamConv2d', kernel_size=17, padding=8))]
     backbone = dict(type='mmext.swap_layers', model='ConvNeXt', arch=arch, rules=rules)
     cfg = dict(type='ImageClassifier', backbone=backbone, head=dict(type='LinearClsHead', num_classes=3, in_channels=8))
-    _, folded, new_cfg, error = deploy(cfg, shaken_state(cfg), IMAGES, stock=stock)
+    _, folded, new_cfg, error = deploy(cfg, trained_state(cfg), IMAGES, stock=stock)
     assert error < 1e-5
     routed = [m for m in folded.modules() if isinstance(m, DepthwiseConv2d)]
     assert len(routed) == (0 if stock else 2)
@@ -195,7 +191,7 @@ def test_routes_stand_around_lists_wraps_and_bare_components():
     arch = dict(depths=[1, 1, 1, 1], channels=[8, 8, 8, 8])
     rules = [dict(depthwise=True, kernel_size=7, to=dict(type='mmext.DilatedReparamConv2d', kernel_size=15, padding=7))]
     bare = dict(type='mmext.swap_layers', model='ConvNeXt', arch=arch, rules=rules)
-    _, folded, new_cfg, error = deploy(bare, shaken_state(bare), IMAGES)
+    _, folded, new_cfg, error = deploy(bare, trained_state(bare), IMAGES)
     assert error < 1e-5
     assert sum(isinstance(m, DepthwiseConv2d) for m in folded.modules()) == 4
     again = ROOT_MODELS.build(new_cfg)
@@ -208,7 +204,7 @@ def trained(tmp_path_factory):
     cfg = classifier()
     init_default_scope('mmpretrain')
     cfg.dump(folder / 'train.py')
-    torch.save(dict(state_dict=shaken_state(cfg.model), meta={}), folder / 'train.pth')
+    torch.save(dict(state_dict=trained_state(cfg.model), meta={}), folder / 'train.pth')
     return folder
 
 
@@ -270,7 +266,7 @@ def test_sizes_that_the_model_does_not_take_are_one_sentence(tmp_path):
     with pytest.raises(
         RuntimeError, match=r"CascadeEncoderDecoder does not run on \(2, 3, 1, 0\) with mode='tensor' \(.*\), so"
     ):
-        deploy(cfg.model.to_dict(), shaken_state(cfg.model), torch.zeros(2, 3, 1, 0))
+        deploy(cfg.model.to_dict(), trained_state(cfg.model), torch.zeros(2, 3, 1, 0))
     with pytest.raises(SystemExit):
         main(['a.py', 'a.pth', 'o.pth', '--shape', '0', '4'])
 
@@ -278,7 +274,7 @@ def test_sizes_that_the_model_does_not_take_are_one_sentence(tmp_path):
 def test_a_model_that_returns_nan_says_so_and_blames_nothing_else():
     cfg = classifier().model.to_dict()
     init_default_scope('mmpretrain')
-    state = shaken_state(cfg)
+    state = trained_state(cfg)
     state['backbone.layer4.1.bn2.weight'][0] = float('nan')
     with pytest.raises(RuntimeError, match=r'^(the trained model itself returns NaN .*|.*nan.*|.*finite.*)$') as caught:
         deploy(cfg, state, (32, 32), fuse_bn=True)
@@ -290,7 +286,7 @@ def test_a_difference_is_blamed_on_fusing_only_where_that_was_tried(monkeypatch)
 
     cfg = classifier().model.to_dict()
     init_default_scope('mmpretrain')
-    state = shaken_state(cfg)
+    state = trained_state(cfg)
     real = mmext.folding.find_fusions
 
     def wrong(model, inputs):
@@ -309,7 +305,7 @@ def test_all_plain_layers_of_a_kind_that_stays_leave_the_config():
     cfg = classifier().model.to_dict()
     init_default_scope('mmpretrain')
     cfg['backbone']['rules'] = [dict(kernel_size=3, to=dict(type='mmext.InceptionDWConv2d'))]
-    _, _, new_cfg, error = deploy(cfg, shaken_state(cfg), (32, 32))
+    _, _, new_cfg, error = deploy(cfg, trained_state(cfg), (32, 32))
     assert error < 1e-5
     assert leftovers(new_cfg) == []
 

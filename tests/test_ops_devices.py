@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
+from helpers import TOLERANCE
 
 from mmext.ops import neighborhood_aggregate, neighborhood_aggregate_adjoint, neighborhood_correlate
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 DEVICES = ['cpu', pytest.param('cuda', marks=NO_GPU)]
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Kernel, options, size: more channels per group than a thread owns, rows and columns that fill no tile.
 CASES = {
     'k3': (3, {}, (17, 41)),

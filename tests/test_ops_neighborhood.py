@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import TOLERANCE
 from torch import nn
 
 from mmext.ops import (
@@ -35,7 +36,6 @@ GRID = [
         ((3, 5), (1, 1), (2, 1), 'same', 'shift', 'block'),
     ]
 ]
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 B, C, G, H, W = 2, 6, 2, 7, 9
 
 

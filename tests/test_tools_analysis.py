@@ -1,10 +1,9 @@
 """The analysis tools: what they print is what the models are."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
+import helpers
 import pytest
 
 from mmext.errors import UsageError
@@ -28,17 +27,8 @@ model = dict(backbone=dict(type='mmext.swap_layers', model='ResNet', rules=rules
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+def tool():
+    return lambda name: helpers.tool(f'analysis_tools/{name}')
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """The tools for coordinate networks: what they print is what a decoder gets."""
 
-import importlib.util
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from mmengine.config import Config
@@ -18,10 +18,7 @@ CN = dict(type='mmext.CoordMLP', width=12, depth=3, norm_cfg=dict(type='mmext.Cr
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('compression_inr', TOOLS / 'compression_inr.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return helpers.tool('analysis_tools/compression_inr')
 
 
 @pytest.fixture
