@@ -27,6 +27,7 @@ __all__ = [
     'IsComplex',
     'KeepsOptionalState',
     'MakesInputs',
+    'PlacesNorm',
     'Projects',
     'ServesTesting',
     'ShowsPredictions',
@@ -136,6 +137,13 @@ class StandsFor(Protocol):
     @classmethod
     def arguments_from(cls, old: nn.Module) -> dict[str, Any]:
         """Return the arguments with which the layer fits where ``old`` stands; AttributeError where ``old`` is another."""
+
+
+@runtime_checkable
+class PlacesNorm(Protocol):
+    """A conv layer that takes the norm of its block as ``norm_cfg`` and puts it inside; asked of the class."""
+
+    places_norm: bool
 
 
 @runtime_checkable

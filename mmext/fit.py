@@ -20,7 +20,7 @@ from mmext.contracts import FitsWhole, StartsFromKernel, find, optional_state
 from mmext.errors import CheckpointError
 from mmext.resume import wrappers_of
 
-__all__ = ['check_resumable', 'check_start', 'check_whole', 'load_all']
+__all__ = ['Fit', 'check_resumable', 'check_start', 'check_whole', 'compare', 'load_all']
 
 #: Entries of an optimizer's state that have the shape of their parameter, in torch's optimizers.
 LIKE_PARAMETER = {'momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'square_avg', 'grad_avg', 'acc_delta'}
@@ -30,8 +30,16 @@ OPTIONAL = {'foreach', 'maximize', 'capturable', 'differentiable', 'fused', 'dec
 
 
 @dataclass
-class _Fit:
-    """Names of tensors, by what becomes of them."""
+class Fit:
+    """Names of tensors, by what becomes of them.
+
+    Attributes:
+        loaded: In the model as saved.
+        missing: The model's, and not saved.
+        unexpected: Saved, and not the model's.
+        shapes: Saved in another shape.
+        new: Not saved, and expected so: a head for other classes, and what a layer learns beside a plain kernel.
+    """
 
     loaded: list[str]
     missing: list[str]
@@ -40,6 +48,7 @@ class _Fit:
     new: list[str]
 
     def text(self) -> str:
+        """Count and name what does not fit."""
         return f'{_named(self.missing)} missing, {_named(self.unexpected)} unexpected, {_named(self.shapes)} of another shape'
 
 
@@ -53,7 +62,7 @@ def check_start(saved: Mapping[str, Tensor], model: nn.Module, what: str, logger
         CheckpointError: If nothing fits, or a model that says of itself ``fits_whole`` is fitted in part, or a value is not
             finite or another kind of number, or unfolded kernels meet plain layers.
     """
-    fit = _compare(saved, model, what)
+    fit = compare(saved, model, what)
     if isinstance(model, FitsWhole) and model.fits_whole and (fit.missing or fit.unexpected or fit.shapes):
         raise _in_part(fit, model, what)
     logger.log(
@@ -70,7 +79,7 @@ def check_whole(saved: Mapping[str, Tensor], model: nn.Module, what: str, logger
         CheckpointError: If the file does not say every tensor of the model, exactly, or holds a weight or bias of a layer that
             the model's layer lacks.
     """
-    fit = _compare(saved, model, what)
+    fit = compare(saved, model, what)
     own = model.state_dict()
     layers = {k.rpartition('.')[0] for k in fit.loaded}
     extra = [k for k in fit.unexpected if k.rpartition('.')[0] in layers and k.rpartition('.')[2] in ('weight', 'bias')]
@@ -108,7 +117,7 @@ def check_resumable(checkpoint: Mapping[str, Any], runner: Any) -> None:
         )
     _check_content(checkpoint)
     model = unwrap(runner.model)
-    fit = _compare(saved, model, 'checkpoint')
+    fit = compare(saved, model, 'checkpoint')
     fit.missing += fit.new
     if fit.missing or fit.unexpected or fit.shapes:
         fit.missing = [k for k in fit.missing if k not in fit.shapes]
@@ -151,7 +160,13 @@ def load_all(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         )
 
 
-def _compare(saved: Mapping[str, Tensor], model: nn.Module, what: str) -> _Fit:
+def compare(saved: Mapping[str, Tensor], model: nn.Module, what: str) -> Fit:
+    """Tell what becomes of each tensor of ``saved`` when ``model`` loads it; ``what`` names the file in errors.
+
+    Raises:
+        CheckpointError: If nothing fits, a value is not finite or another kind of number, or unfolded kernels meet plain
+            layers.
+    """
     own = dict(model.state_dict())
     _refuse_unfolded(saved, own)
     _check_values(saved, own, what)
@@ -161,7 +176,7 @@ def _compare(saved: Mapping[str, Tensor], model: nn.Module, what: str) -> _Fit:
     own = {k: v for k, v in own.items() if not any(k.startswith(p) and k != f'{p}bias' for p in takers)}
     own |= {f'{p}weight': saved[f'{p}weight'] for p in takers}
     own |= {k: saved[k] for k in optional_state(model) if k in saved}
-    fit = _Fit(
+    fit = Fit(
         loaded=[k for k in own if k in saved and _fits(saved[k], own[k])],
         missing=[k for k in own if k not in saved and not k.endswith('num_batches_tracked')],
         unexpected=[k for k in saved if k not in own],
@@ -244,7 +259,7 @@ def _named(keys: Sequence[str]) -> str:
     return f'{len(keys)} ({few})' if keys else '0'
 
 
-def _in_part(fit: _Fit, model: nn.Module, what: str) -> CheckpointError:
+def _in_part(fit: Fit, model: nn.Module, what: str) -> CheckpointError:
     return CheckpointError(
         f'{what} fits {type(model).__name__} in part only: {fit.text()}; use the config that it was trained with'
     )

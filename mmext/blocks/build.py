@@ -13,9 +13,10 @@ from typing import Any
 from mmcv.cnn import ConvModule
 from torch import nn
 
+from mmext.contracts import PlacesNorm
 from mmext.registry import MODELS, require
 
-__all__ = ['accepts', 'build_operator', 'with_num_channels']
+__all__ = ['accepts', 'build_operator', 'places_norm', 'with_num_channels']
 
 # The arguments of nn.Conv2d that ConvModule passes on itself; the others travel in its conv_cfg.
 _GEOMETRY = ('kernel_size', 'padding', 'dilation', 'groups', 'bias', 'padding_mode')
@@ -24,6 +25,11 @@ _GEOMETRY = ('kernel_size', 'padding', 'dilation', 'groups', 'bias', 'padding_mo
 def accepts(cls: Any, argument: str) -> bool:
     """Tell whether ``cls`` names ``argument`` in its signature."""
     return argument in inspect.signature(cls).parameters
+
+
+def places_norm(cls: Any) -> bool:
+    """Tell whether a conv layer takes the norm that follows it, and puts it inside."""
+    return isinstance(cls, PlacesNorm) and cls.places_norm
 
 
 def with_num_channels(act_cfg: dict | None, channels: int) -> dict | None:
@@ -48,8 +54,8 @@ def build_operator(
     Args:
         cfg: The config of the operator; ``norm_cfg`` and ``act_cfg`` in it override the block's (None leaves them out). Its
             type is either a conv layer, with the arguments of ``nn.Conv2d``, or a whole operator, which is told by an
-            ``act_cfg`` in its signature. A conv layer with ``norm_cfg`` in its signature (``mmext.RepSO2d``) gets the
-            norm; after any other conv layer stands the norm, and then the activation, in a ``ConvModule``.
+            ``act_cfg`` in its signature. A conv layer that places its norm itself (``mmext.RepSO2d``) gets the norm.
+            After any other conv layer stands the norm, and then the activation, in a ``ConvModule``.
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         layer: Arguments of a conv layer where ``cfg`` does not give them. The padding, if not given, keeps the size.
@@ -65,7 +71,7 @@ def build_operator(
     conv_cfg = {**layer, **cfg}
     norm_cfg, act_cfg = conv_cfg.pop('norm_cfg', norm_cfg), conv_cfg.pop('act_cfg', act_cfg)
     geometry = {name: conv_cfg.pop(name) for name in _GEOMETRY if name in conv_cfg}
-    if accepts(cls, 'norm_cfg'):
+    if places_norm(cls):
         conv_cfg['norm_cfg'], norm_cfg = norm_cfg, None
         geometry.setdefault('bias', False)
     geometry.setdefault('padding', _same_padding(geometry['kernel_size'], geometry.get('dilation', 1)))

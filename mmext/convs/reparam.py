@@ -51,6 +51,8 @@ class ReparamConv2d(GeneratedConv2d):
             training, if a batch has one value per channel.
     """
 
+    places_norm = True
+
     def __init__(
         self,
         *args: Any,

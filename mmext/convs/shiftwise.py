@@ -72,6 +72,7 @@ class ShiftwiseConv2d(GeneratedConv2d):
         torch.Size([1, 8, 9, 9])
     """
 
+    places_norm = True
     serves = ('depthwise',)
     example = dict(kernel_size=7, groups=8)
     typical = dict(kernel_size=13, depthwise=True)

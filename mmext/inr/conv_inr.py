@@ -9,7 +9,7 @@ from mmcv.cnn import build_activation_layer, build_conv_layer
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Few, Repeats
-from mmext.blocks.build import accepts
+from mmext.blocks.build import places_norm
 from mmext.convs.conditioned import ConditionedConv2d
 from mmext.convs.reparam import ReparamConv2d
 from mmext.folding import fold, folds_to_plain
@@ -97,7 +97,7 @@ class ConvINR(CoordNetwork):
         self.semantics = dict(semantics)
         conv_cfg = _conv_cfg(reparam)
         # A layer that asks for a norm has one in each of its branches.
-        own_norm = accepts(require(conv_cfg), 'norm_cfg')
+        own_norm = places_norm(require(conv_cfg))
         if own_norm:
             conv_cfg = {'norm_cfg': norm_cfg, **conv_cfg}
         layers = []
@@ -169,7 +169,7 @@ class ConvINR(CoordNetwork):
     def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
         """Return the config of the network that :func:`mmext.folding.fold` leaves where it fuses all norms."""
         conv_cfg = _conv_cfg(cfg.get('reparam'))
-        in_branches = accepts(require(conv_cfg), 'norm_cfg')
+        in_branches = places_norm(require(conv_cfg))
         if folds_to_plain(conv_cfg):
             cfg = {k: v for k, v in cfg.items() if k not in ('reparam', 'semantics')}
         return {**cfg, 'norm_cfg': None} if fuse_bn or in_branches else dict(cfg)

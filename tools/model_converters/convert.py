@@ -13,20 +13,21 @@ Example:
 from __future__ import annotations
 
 import argparse
-import os
-import re
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mmext
 from mmext import cli
 from mmext.checkpoints import read
 from mmext.converters import SYSTEMS, Converted, convert, find_system, rename, state_dict_in
 from mmext.errors import UsageError
+from mmext.files import write_whole
+from mmext.fit import compare
 
 SHOWN = 12  # of many names or notes
 
@@ -74,40 +75,17 @@ def pairs(items: Sequence[str], option: str) -> dict[str, str]:
     return dict(item.split('=', 1) for item in items)
 
 
-def load_report(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Load ``state`` and return the names of what was loaded, missing, unexpected, and of another shape."""
-    shapes: dict[str, str] = {}
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        mismatch = r'size mismatch for ([^\s:]+): .* shape torch\.Size\(\[(.*?)\]\) .* torch\.Size\(\[(.*?)\]\)\.'
-        shapes = {name: f'{name} {own} <- {saved}' for name, saved, own in re.findall(mismatch, str(error))}
-        if not shapes:
-            raise
-        fitting = {k: v for k, v in state.items() if k not in shapes}
-        missing, unexpected = model.load_state_dict(fitting, strict=False)
-    return {
-        'loaded': [k for k in state if k not in unexpected and k not in shapes],
-        'missing': [k for k in missing if k not in shapes],
-        'unexpected': list(unexpected),
-        'of another shape': list(shapes.values()),
-    }
-
-
-def report_on(config: str, state: Mapping[str, Tensor]) -> None:
-    """Build a config's model, load ``state`` into it, and print what fits.
-
-    Raises:
-        UsageError: If nothing does.
-    """
-    report = load_report(cli.load_subject(cli.read_config(config)), state)
-    print(f'{config}: ' + ', '.join(f'{len(names)} {kind}' for kind, names in report.items()))
-    for kind in ('missing', 'unexpected', 'of another shape'):
-        print_names(f'  {kind}', report[kind])
-    if not report['loaded']:
-        raise UsageError(
-            f'nothing fits the model of {config}; compare the names above, and give them other beginnings by --prefix'
-        )
+def report_on(config: str, state: Mapping[str, Tensor], what: str) -> None:
+    """Build a config's model, load ``state`` into it, and print what fits; nothing at all is an error."""
+    model = cli.load_subject(cli.read_config(config))
+    fit = compare(state, model, what)
+    model.load_state_dict({k: v for k, v in state.items() if k in fit.loaded}, strict=False)
+    own = model.state_dict()
+    shapes = [f'{k} {tuple(own[k].shape)} <- {tuple(state[k].shape)}' for k in fit.shapes]
+    kinds = {'missing': fit.missing, 'unexpected': fit.unexpected, 'of another shape': shapes}
+    print(f'{config}: ' + ', '.join(f'{len(n)} {kind}' for kind, n in {'loaded': fit.loaded, **kinds}.items()))
+    for kind, names in kinds.items():
+        print_names(f'  {kind}', names)
 
 
 def print_names(what: str, names: Sequence[str]) -> None:
@@ -120,15 +98,11 @@ def print_names(what: str, names: Sequence[str]) -> None:
 
 def write(path: Path, converted: Mapping[str, Tensor], meta: dict[str, str]) -> None:
     """Write tensors and a few words, at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
     # Views would be written with all that they are views of.
     state = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in converted.items()}
-    try:
-        torch.save(dict(state_dict=state, meta=dict(mmext=meta)), partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save(dict(state_dict=state, meta=dict(mmext=meta)), content)
+    write_whole(path, content.getvalue())
 
 
 def tell(converted: Converted, target: str) -> None:
@@ -156,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tell(converted, entry.target)
     renamed = rename(converted.state, pairs(args.prefix, '--prefix'), pairs(args.rename, '--rename'))
     if args.config:
-        report_on(args.config, renamed)
+        report_on(args.config, renamed, str(args.src))
     write(dst, renamed, dict(version=mmext.__version__, source=str(args.src), system=entry.name))
     print(f'wrote {dst}: {len(renamed)} tensors')
 
