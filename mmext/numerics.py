@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, wraps
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
+    'adaptive_mean',
     'at_least_float32',
     'cached_constants',
     'full_precision',
@@ -85,3 +87,22 @@ def spread_taps(kernel: Tensor, dilation: tuple[int, int]) -> Tensor:
     spread = kernel.new_zeros(*kernel.shape[:-2], *sizes)
     spread[..., :: dilation[0], :: dilation[1]] = kernel
     return spread
+
+
+def adaptive_mean(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the means of ``x`` over ``size`` bins of its last two axes, as ``F.adaptive_avg_pool2d`` does.
+
+    ONNX knows bins of one length only. There the means are products with a constant.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
+    for axis, bins in zip((-2, -1), size, strict=True):
+        x = (x.transpose(axis, -1) @ _bin_means(int(x.shape[axis]), bins).to(x)).transpose(axis, -1)
+    return x
+
+
+def _bin_means(length: int, bins: int) -> Tensor:
+    """Return the (length, bins) matrix whose products are means over bins that cover the axis, and overlap where they must."""
+    place, bin_ = torch.arange(length)[:, None], torch.arange(bins)
+    inside = (place >= bin_ * length // bins) & (place < -((bin_ + 1) * -length // bins))
+    return inside / inside.sum(0)

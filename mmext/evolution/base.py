@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmcv.cnn import build_norm_layer
+from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
 from mmext.convs.base import ExtConv2d, InnerConv2d
@@ -13,9 +14,31 @@ from mmext.evolution.kernels import DenseKernel, FactoredKernel, TapKernel
 from mmext.evolution.positions import Positions
 from mmext.norms.normalized import normalized
 
-__all__ = ['EvolutionOperator2d']
+__all__ = ['EvolutionOperator2d', 'InnerBlock']
 
 BORDERS = {'zeros': 'zero', 'reflect': 'reflect', 'replicate': 'replicate', 'circular': 'circular'}
+
+
+class InnerBlock(nn.Module):
+    """A convolution, a norm and an activation inside of an operator.
+
+    Args:
+        owner: The operator's class, for error messages.
+        conv: The convolution.
+        norm: The norm, None for none.
+        act_cfg: The activation, None for none.
+    """
+
+    def __init__(self, owner: str, conv: nn.Module, norm: nn.Module | None, act_cfg: dict | None) -> None:
+        super().__init__()
+        self.owner = owner
+        self.conv: Any = conv
+        self.norm = norm
+        self.act = nn.Identity() if act_cfg is None else build_activation_layer(act_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, normalize and activate ``x``."""
+        return self.act(normalized(self.conv(x), self.norm, self.owner))
 
 
 class EvolutionOperator2d(ExtConv2d):
@@ -33,8 +56,8 @@ class EvolutionOperator2d(ExtConv2d):
     - the aggregation, by the operators of :mod:`mmext.ops`, without a tensor of patches, with their multiply-adds counted and
       their ONNX form;
     - :meth:`dense_kernel`, the kernel as the formula has it, for tests and pictures;
-    - :meth:`inner_conv`, :meth:`inner_norm` and :meth:`inner_parameter`: the parts that generate a kernel, which no host draws
-      anew. They start as torch draws them, then as :meth:`init_kernel` says;
+    - the parts that generate a kernel, made by :meth:`inner_conv`, :meth:`inner_block`, :meth:`inner_norm` and
+      :meth:`inner_parameter`. No host draws them anew. They start as torch draws them, then as :meth:`init_kernel` says;
     - what is refused: a host that fuses a norm, channels that do not fit, a window that does not.
 
     A kernel is one of the forms in :mod:`mmext.evolution.kernels`. Softmax and norms inside of a function are computed in
@@ -93,8 +116,8 @@ class EvolutionOperator2d(ExtConv2d):
         if not fits or any(k % 2 == 0 for k in self.kernel_size):
             raise ValueError(
                 f"{owner} slides its windows inside of the image: it needs stride=1, an odd kernel_size, padding_mode='zeros' "
-                f'and padding={reach}, got stride={self.stride}, kernel_size={self.kernel_size}, '
-                f'padding_mode={self.padding_mode!r} and padding={self.padding}'
+                f'and padding={reach} at this kernel_size and dilation={self.dilation}, got stride={self.stride}, '
+                f'kernel_size={self.kernel_size}, padding_mode={self.padding_mode!r} and padding={self.padding}'
             )
 
     @property
@@ -114,14 +137,14 @@ class EvolutionOperator2d(ExtConv2d):
         return x
 
     def finish(self, y: Tensor, x: Tensor) -> Tensor:
-        """Return the output, given what was aggregated (with the bias) and the input."""
+        """Return the output but its bias, given what was aggregated and the input."""
         return y
 
     def forward(self, x: Tensor) -> Tensor:
         """Aggregate ``x``, (B, Ci, H, W), to (B, Co, Ho, Wo)."""
         self.check_input(x)
         kernel = self.evolution_kernel(x)
-        return self.finish(self._biased(kernel.aggregate(self.features(x)), kernel), x)
+        return self._biased(self.finish(kernel.aggregate(self.features(x)), x), kernel)
 
     def dense_kernel(self, x: Tensor) -> DenseKernel:
         """Return the paper's E and S for ``x``, which act on :meth:`features`."""
@@ -130,7 +153,7 @@ class EvolutionOperator2d(ExtConv2d):
     def by_definition(self, x: Tensor) -> Tensor:
         """Return what :meth:`forward` returns, computed from the dense kernel by the formula."""
         kernel, features = self.evolution_kernel(x), self.features(x)
-        return self.finish(self._biased(kernel.dense(features).aggregate(features), kernel), x)
+        return self._biased(self.finish(kernel.dense(features).aggregate(features), x), kernel)
 
     def _biased(self, y: Tensor, kernel: FactoredKernel) -> Tensor:
         bias = kernel.bias
@@ -146,7 +169,11 @@ class EvolutionOperator2d(ExtConv2d):
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'{type(self).__name__} needs images (B, {self.in_channels}, H, W), got {list(x.shape)}')
-        self.positions.output_size(x.shape[-2:])
+        self.check_size(x.shape[-2:])
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Refuse an image of a size that no window fits into."""
+        self.positions.output_size(size)
 
     def tap_kernel(self, weight: Tensor) -> TapKernel:
         """Return the kernel of these weights of taps, (B, G * N, Ho, Wo) or (B, G, N, Ho, Wo)."""
@@ -156,6 +183,19 @@ class EvolutionOperator2d(ExtConv2d):
         """Make a convolution that helps to generate the kernel."""
         return InnerConv2d(in_channels, out_channels, kernel_size, **kwargs, **self._factory)
 
+    def inner_block(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        **kwargs: Any,
+    ) -> InnerBlock:
+        """Make a convolution with a norm and an activation behind it; it has a bias where it has no norm."""
+        conv = self.inner_conv(in_channels, out_channels, kernel_size, bias=norm_cfg is None, **kwargs)
+        return InnerBlock(type(self).__name__, conv, self.inner_norm(norm_cfg, out_channels), act_cfg)
+
     def inner_norm(self, cfg: dict | None, channels: int) -> nn.Module | None:
         """Make a norm of this config, None for none."""
         return None if cfg is None else build_norm_layer(cfg, channels)[1].to(**self._factory)
@@ -163,10 +203,6 @@ class EvolutionOperator2d(ExtConv2d):
     def inner_parameter(self, *shape: int) -> nn.Parameter:
         """Make a parameter of this shape, which :meth:`init_kernel` must fill."""
         return nn.Parameter(torch.empty(shape, **self._factory))
-
-    def normalize(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        """Apply a norm of :meth:`inner_norm`."""
-        return normalized(x, norm, type(self).__name__)
 
     def reset_parameters(self) -> None:
         """Draw the kernel as torch does, where the layer keeps one, and set any other operator's bias to zero."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count
@@ -70,21 +69,18 @@ class Involution2d(EvolutionOperator2d):
             )
         self.reduction, self.group_channels = reduction, group_channels
         hidden = max(self.in_channels // reduction, 1)
-        self.reduce = self.inner_conv(self.in_channels, hidden, bias=norm_cfg is None)
-        self.norm = self.inner_norm(norm_cfg, hidden)
-        self.act = nn.Identity() if act_cfg is None else build_activation_layer(act_cfg)
+        self.reduce = self.inner_block(self.in_channels, hidden, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.span = self.inner_conv(hidden, self.in_channels // group_channels * self.positions.taps)
         self.init_weights()
 
     def init_kernel(self) -> None:
-        for conv in (self.reduce, self.span):
+        for conv in (self.reduce.conv, self.span):
             nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
     def evolution_kernel(self, x: Tensor) -> TapKernel:
-        hidden = self.normalize(self.reduce(self.positions.centers(x)), self.norm)
-        return self.tap_kernel(self.span(self.act(hidden)))
+        return self.tap_kernel(self.span(self.reduce(self.positions.centers(x))))
 
     def own_repr(self) -> str:
         return f'reduction={self.reduction}, group_channels={self.group_channels}'

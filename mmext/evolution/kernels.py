@@ -33,6 +33,7 @@ __all__ = [
     'SplitKernel',
     'TapKernel',
     'TokenKernel',
+    'relative_bias',
     'tap_softmax',
 ]
 
@@ -161,7 +162,7 @@ class TokenKernel(FactoredKernel):
 
     def aggregate(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).unflatten(1, (self.weight.shape[1], -1))
-        return (tokens @ self.weight.to(x.dtype).mT).flatten(1, 2).unflatten(2, self.size)
+        return (tokens @ self.weight.to(x.dtype).transpose(-1, -2)).flatten(1, 2).unflatten(2, self.size)
 
     def dense(self, x: Tensor) -> DenseKernel:
         return _everywhere(self.weight, x.shape[1], self.size)
@@ -182,12 +183,12 @@ class AttentionKernel(FactoredKernel):
     size: tuple[int, ...] = ()
 
     def aggregate(self, x: Tensor) -> Tensor:
-        value = x.flatten(2).unflatten(1, (self.query.shape[1], -1)).mT
+        value = x.flatten(2).unflatten(1, (self.query.shape[1], -1)).transpose(-1, -2)
         out = F.scaled_dot_product_attention(self.query.to(x.dtype), self.key.to(x.dtype), value)
-        return out.mT.flatten(1, 2).unflatten(2, self.size)
+        return out.transpose(-1, -2).flatten(1, 2).unflatten(2, self.size)
 
     def dense(self, x: Tensor) -> DenseKernel:
-        logits = self.query @ self.key.mT * self.query.shape[-1] ** -0.5
+        logits = self.query @ self.key.transpose(-1, -2) * self.query.shape[-1] ** -0.5
         return _everywhere(logits.softmax(-1), x.shape[1], self.size)
 
 
@@ -233,3 +234,21 @@ def tap_softmax(logits: Tensor, positions: Positions, size: Sequence[int], mask:
         inside = neighborhood_mask((size[0], size[1]), **positions.options, device=logits.device)
         wide = wide.masked_fill(~inside, torch.finfo(wide.dtype).min)
     return wide.softmax(2).to(logits.dtype)
+
+
+def relative_bias(table: Tensor, positions: Positions, size: Sequence[int]) -> Tensor:
+    """Return what a table of relative positions adds to the logits, (G, N, Ho, Wo), or (G, N, 1, 1) where that is enough.
+
+    Args:
+        table: (G, 2 * kh - 1, 2 * kw - 1), by the distance of a tap from the center of its window.
+        positions: S. Taps of windows that slide inside of the image are as far from the center as they then are.
+        size: (H, W) of the image.
+    """
+    rows, columns = (
+        (offset[..., None] == torch.arange(n, device=table.device)).to(table)
+        for offset, n in zip(positions.offsets(size, table.device), table.shape[1:], strict=True)
+    )
+    # Products with ones and zeros: exact, and their gradients are products too, where indexing would add one by one.
+    picked = rows.flatten(0, 1) @ table @ columns.flatten(0, 1).T
+    picked = picked.unflatten(2, columns.shape[:2]).unflatten(1, rows.shape[:2])
+    return picked.permute(0, 2, 4, 1, 3).flatten(1, 2)

@@ -108,6 +108,23 @@ class Positions:
         seen = F.unfold(self.padded(index), self.kernel_size, self.dilation, 0, self.stride)
         return seen[0].T.long() - 1
 
+    def offsets(self, size: Sequence[int], device: torch.device | str = 'cpu') -> tuple[Tensor, Tensor]:
+        """Return how far every tap lies from the center of its window, in taps, as (Ho, kh) and (Wo, kw).
+
+        The count starts with 0 for the farthest tap above that a window can have. Where all windows are alike, the shapes are
+        (1, kh) and (1, kw).
+        """
+        taps = [torch.arange(k, device=device)[None] + k - 1 for k in self.kernel_size]
+        if self.border != 'shift':
+            return taps[0] - (self.kernel_size[0] - 1) // 2, taps[1] - (self.kernel_size[1] - 1) // 2
+        window = resolve(self.kernel_size, 1, self.dilation, 'same', 'shift', self.group_map)
+        first = [axis_table(window, axis, size[axis], device)[:, :1] for axis in (0, 1)]
+        steps = [
+            torch.div(f - torch.arange(n, device=device)[:, None], d, rounding_mode='floor')
+            for f, n, d in zip(first, size, self.dilation, strict=True)
+        ]
+        return taps[0] + steps[0], taps[1] + steps[1]
+
     def groups_of(self, channels: int, groups: int, device: torch.device | str = 'cpu') -> Tensor:
         """Return g(c), the group of every channel."""
         channel = torch.arange(channels, device=device)
