@@ -24,7 +24,7 @@ from mmext.contracts import HasOpenChoices
 from mmext.errors import CheckpointError, UsageError, reason
 from mmext.fit import load_all
 from mmext.hosts import build_model
-from mmext.registry import resolve
+from mmext.registry import bare_name, resolve
 
 __all__ = [
     'Options',
@@ -33,6 +33,8 @@ __all__ = [
     'add_trust',
     'build_runner',
     'build_subject',
+    'enter_scope',
+    'host_of',
     'leave_group',
     'load_config',
     'load_subject',
@@ -111,6 +113,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(dict(options or {}))
+        _mend_dumped(cfg.get('model'))
     except Exception as error:  # a config is a program, and may raise anything
         raise UsageError(f'config {path} cannot be read ({reason(error)}); mend the file or the option') from error
     if not isinstance(cfg.get('model'), dict):
@@ -118,6 +121,19 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             f'config {path} has no model = dict(type=...); pass a whole config, not one of its _base_ parts'
         )
     return cfg
+
+
+def _mend_dumped(cfg: Any) -> None:
+    """Put the names that a host evaluates, such as that of an NMS, in the place of paths that mmengine has dumped."""
+    if isinstance(cfg, (list, tuple)):
+        for value in cfg:
+            _mend_dumped(value)
+    elif isinstance(cfg, dict):
+        for key, value in list(dict.items(cfg)):  # not cfg.items(), which imports what is lazy
+            if isinstance(value, str):
+                cfg[key] = bare_name(value)
+            else:
+                _mend_dumped(value)
 
 
 def _refuse_cycle(path: Path, above: tuple[Path, ...] = ()) -> None:
@@ -194,7 +210,7 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UsageError(f'custom_hooks is a list of dict(type=...), got {wrong!r} in {args.config}')
     if not any(resolve(hook, HOOKS) is CheckpointGuardHook for hook in hooks):
         cfg.custom_hooks = [*hooks, {'type': 'mmext.CheckpointGuardHook'}]
-    if cfg.get('default_scope') == 'mmpretrain':
+    if host_of(cfg) == 'mmpretrain':
         _set_loader_defaults(cfg)
     return cfg
 
@@ -238,14 +254,29 @@ def prepare(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> None:
     Raises:
         UsageError: If the checkpoint does not tell what was chosen, or the choice cannot be made.
     """
-    if scope := cfg.get('default_scope', 'mmengine'):  # None: every type says where it is
-        init_default_scope(scope)
+    enter_scope(cfg)
     model = resolve(cfg.model)
     if isinstance(model, HasOpenChoices):
         try:
             model.prepare(cfg, None if checkpoint is None else lambda: checkpoint)
         except ValueError as refusal:
             raise UsageError(str(refusal)) from refusal
+
+
+def host_of(cfg: Config) -> str:
+    """Return the package whose ways a run has: that of its scope, else that of its model's class."""
+    scope = cfg.get('default_scope')
+    if scope and scope != 'mmengine':
+        return str(scope)
+    from mmext.folding import innermost  # slow to import, and few configs have no scope of their own
+
+    return getattr(resolve(innermost(cfg.model)), '__module__', '').partition('.')[0]
+
+
+def enter_scope(cfg: Config) -> None:
+    """Look names up where the config says; with ``default_scope=None`` every type says where it is."""
+    if scope := cfg.get('default_scope', 'mmengine'):
+        init_default_scope(scope)
 
 
 def build_runner(cfg: Config) -> Runner:

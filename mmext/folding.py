@@ -20,9 +20,9 @@ from mmext.errors import reason
 from mmext.export import example_inputs, max_relative_error, outputs_of, rounding_tolerance
 from mmext.fusing import Fusions, apply_fusions, find_fusions, open_norms
 from mmext.registry import MODELS, resolve
-from mmext.surgery import build_wrapped
+from mmext.surgery import build_wrapped, swap_layers, unwrapped
 
-__all__ = ['fold', 'fold_and_record', 'folded', 'folds_to_plain', 'resolve']
+__all__ = ['fold', 'fold_and_record', 'folded', 'folds_to_plain', 'innermost', 'resolve']
 
 
 def fold(
@@ -214,6 +214,13 @@ def folded(
     built.eval()  # not chained: the train() of some hosts' backbones returns None
     # A list takes the way without a forward: a fresh model is not compared with itself.
     return fold(built, fuse_bn or [])
+
+
+def innermost(cfg: Any) -> Any:
+    """Return the config inside of all ``swap_layers`` and ``folded`` entries around it."""
+    while isinstance(cfg, Mapping) and resolve(cfg) in (swap_layers, folded):
+        cfg = unwrapped(cfg)
+    return cfg
 
 
 def folds_to_plain(cfg: Any) -> bool:

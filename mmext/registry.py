@@ -151,7 +151,18 @@ def named(cfg: Any) -> Any:
     if isinstance(cfg, str) and re.fullmatch(r'mmext(\.\w+){2,}', cfg):  # a path of this pack, as mmengine dumps it
         found = resolve(cfg)
         cfg = cfg if found is None else found
-    return name_of(cfg) if inspect.isclass(cfg) or inspect.isfunction(cfg) else cfg
+    cfg = name_of(cfg) if inspect.isclass(cfg) or inspect.isfunction(cfg) else cfg
+    return bare_name(cfg) if isinstance(cfg, str) else cfg
+
+
+#: Paths of functions that a host looks up among its own, by ``eval``: a config holds the bare name of such a one.
+EVALUATED = re.compile(r'mmcv\.ops(?:\.nms)?\.(\w*nms\w*)')
+
+
+def bare_name(name: str) -> str:
+    """Return the bare name where ``name`` is the path of a function that its host looks up by name."""
+    found = EVALUATED.fullmatch(name)
+    return found[1] if found else name
 
 
 def _child(name: str, parent: root.Registry, *locations: str) -> Registry:

@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         enable_tta(cfg)
     if args.out:
         check_out(cfg, Path(args.out), args.force)
-        if cfg.get('default_scope') == 'mmseg':
+        if cli.host_of(cfg) == 'mmseg':
             metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
             metrics[0].output_dir = args.out
     runner = cli.build_runner(cfg)
-    if args.out and cfg.get('default_scope') != 'mmseg':
+    if args.out and cli.host_of(cfg) != 'mmseg':
         runner.test_evaluator.metrics.append(dump_class(cfg)(out_file_path=args.out))
     metrics = runner.test()
     cli.leave_group()
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 def check_out(cfg: Config, out: Path, force: bool) -> None:
     """Refuse a file name that does not suit the task, and to overwrite anything unless told to."""
-    if cfg.get('default_scope') == 'mmseg':
+    if cli.host_of(cfg) == 'mmseg':
         if out.is_file():
             raise UsageError(f'--out is a folder of maps in segmentation, got the file {out}; name a folder')
         taken = out.is_dir() and any(out.iterdir())
@@ -64,7 +64,7 @@ def check_out(cfg: Config, out: Path, force: bool) -> None:
 
 def dump_class(cfg: Config) -> type[DumpResults]:
     """Return the metric that writes predictions; mmdet's own packs the masks."""
-    if cfg.get('default_scope') == 'mmdet':
+    if cli.host_of(cfg) == 'mmdet':
         from mmdet.evaluation import DumpDetResults
 
         return DumpDetResults
@@ -73,7 +73,7 @@ def dump_class(cfg: Config) -> type[DumpResults]:
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Switch the host's visualization hook on; each host has its own arguments for that."""
-    scope, hook = cfg.get('default_scope'), (cfg.get('default_hooks') or {}).get('visualization')
+    scope, hook = cli.host_of(cfg), (cfg.get('default_hooks') or {}).get('visualization')
     model = resolve(cfg.model)
     if isinstance(model, ShowsPredictions):
         model.show_predictions(cfg, folder)

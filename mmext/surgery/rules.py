@@ -24,7 +24,7 @@ class Rule:
     Args:
         to: Config of the new layer. What the old layer already says (channels, kernel, stride, ...) is filled in.
         match: Regular expression, searched in the dotted name.
-        layer: Class of the old layer, or its name; 'Conv2d' where ``to`` is a convolution.
+        layer: Class of the old layer, its name or its dotted path; 'Conv2d' where ``to`` is a convolution.
         kernel_size: Kernel, an int for a square one.
         stride: Stride, an int for equal ones.
         groups: Number of groups.
@@ -57,8 +57,8 @@ class Rule:
 
     def __post_init__(self) -> None:
         self.cls = require(self.to)
-        if inspect.isclass(self.layer):
-            self.layer = self.layer.__name__
+        if self.layer is not None:  # a class, or its path as mmengine dumps it
+            self.layer = getattr(self.layer, '__name__', str(self.layer)).rpartition('.')[2]
         if self.layer is None:
             if not (inspect.isclass(self.cls) and issubclass(self.cls, nn.Conv2d)):
                 raise ValueError(

@@ -175,10 +175,13 @@ def _insert(model: nn.Module, rules: list[Insertion], input_shape: Sequence[int]
     return lines
 
 
-def unwrapped(cfg: Mapping) -> dict:
-    """Return the config of the component that a ``swap_layers`` entry wraps."""
-    args = {k: v for k, v in cfg.items() if k not in ('type', 'model', 'rules', 'input_shape')}
-    return {**cfg['model'], **args} if isinstance(cfg['model'], Mapping) else dict(type=cfg['model'], **args)
+def unwrapped(cfg: Mapping) -> Any:
+    """Return the config of what a ``swap_layers`` or ``folded`` entry wraps."""
+    model = cfg['model']
+    args = {k: v for k, v in cfg.items() if k not in ('type', 'model', 'rules', 'input_shape', 'fuse_bn')}
+    if isinstance(model, (list, tuple)):
+        return model
+    return {**model, **args} if isinstance(model, Mapping) else dict(type=model, **args)
 
 
 def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:

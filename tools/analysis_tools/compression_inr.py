@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS
 from torch import Tensor, nn
 
 from mmext import cli
@@ -53,7 +53,7 @@ def load_model(cfg: Config, path: str, trust: bool) -> SignalModel:
     Raises:
         UsageError: If it is no coordinate network, or the checkpoint is of another model.
     """
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    cli.enter_scope(cfg)
     kind = cfg.model.get('type')
     cls = MODELS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(cls, type) and issubclass(cls, SignalModel)):

@@ -18,15 +18,14 @@ from typing import Any
 import torch
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import DictAction
-from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmext import cli
 from mmext.errors import UsageError, reason
 from mmext.export import TensorMode
-from mmext.folding import fold
+from mmext.folding import fold, innermost
 from mmext.registry import resolve
-from mmext.surgery import distance, host_class, swap_layers, unwrapped, verdict
+from mmext.surgery import distance, host_class, verdict
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,12 +42,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def without_ours(cfg: Any) -> Any:
     """Return ``cfg`` without surgery and without this pack's layers in the slots for convolutions and activations."""
+    cfg = innermost(cfg)
     if isinstance(cfg, (list, tuple)):
         return [without_ours(c) for c in cfg]
     if not isinstance(cfg, Mapping):
         return cfg
-    while resolve(cfg) is swap_layers:
-        cfg = unwrapped(cfg)
     kept = {k: v for k, v in cfg.items() if not (k in ('conv_cfg', 'act_cfg', 'dcn') and _is_ours(v))}
     if 'dcn' in cfg and 'dcn' not in kept:
         kept.pop('stage_with_dcn', None)
@@ -105,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = cli.read_config(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    cli.enter_scope(cfg)
     model_cfg = cfg.model.to_dict()
     if 'data_preprocessor' in cfg:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
