@@ -122,6 +122,8 @@ class StartsFromKernel(Protocol):
 
     #: Whether this very layer does; a subclass may inherit the methods and leave a layer plain.
     loads_kernel: bool
+    #: Whether a plain bias is taken with it, by a layer that has none of that shape.
+    loads_bias: bool
 
     def load_kernel(self, kernel: Tensor) -> None:
         """Set the parameters so that the layer computes with ``kernel``, or comes as near as its form allows."""

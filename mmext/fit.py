@@ -171,10 +171,11 @@ def compare(saved: Mapping[str, Tensor], model: nn.Module, what: str) -> Fit:
     _refuse_unfolded(saved, own)
     _check_values(saved, own, what)
     # Layers that keep no kernel and yet start from a plain one: they take it, and their own keys are not missed.
-    starters = {f'{name}.' for name, m in find(model, StartsFromKernel) if m.loads_kernel and f'{name}.weight' in saved}
+    starters = {f'{n}.': m for n, m in find(model, StartsFromKernel) if m.loads_kernel and f'{n}.weight' in saved}
     takers = {p for p in starters if not any(k in saved for k in own if k.startswith(p) and k != f'{p}bias')}
     own = {k: v for k, v in own.items() if not any(k.startswith(p) and k != f'{p}bias' for p in takers)}
     own |= {f'{p}weight': saved[f'{p}weight'] for p in takers}
+    own |= {f'{p}bias': saved[f'{p}bias'] for p in takers if starters[p].loads_bias and f'{p}bias' in saved}
     own |= {k: saved[k] for k in optional_state(model) if k in saved}
     fit = Fit(
         loaded=[k for k in own if k in saved and _fits(saved[k], own[k])],
@@ -191,7 +192,9 @@ def compare(saved: Mapping[str, Tensor], model: nn.Module, what: str) -> Fit:
         )
     # A plain kernel is loaded into a layer that generates its own from it, by what the layer learns beside.
     plain = {k for k in fit.loaded if k.endswith('weight') and own[k].ndim == saved[k].ndim + 1}
-    beside = {k.removesuffix('weight') for k in plain} | {p for p in starters - takers if f'{p}weight' in fit.loaded}
+    beside = {k.removesuffix('weight') for k in plain} | {
+        p for p in starters.keys() - takers if f'{p}weight' in fit.loaded
+    }
     learned = [k for k in fit.missing if any(k.startswith(p) for p in beside)]
     classes = _of_other_classes(fit.shapes, saved, own, model)
     fit.missing = [k for k in fit.missing if k not in learned]

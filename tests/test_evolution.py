@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conv_layers import OPERATORS, image, make, own_arguments, shaken
+from conv_layers import OPERATORS, image, make, own_arguments, shake, shaken
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import nn
@@ -176,6 +176,25 @@ def test_channels_that_differ_are_refused(name):
 def test_an_image_that_does_not_fit_is_refused(name):
     with pytest.raises(ValueError, match=rf'{name} needs images \(B, 8, H, W\), got \[1, 4, 18, 18\]'):
         make(name)(torch.randn(1, 4, 18, 18))
+
+
+@pytest.mark.parametrize('name', [n for n in OPERATORS if make(n).loads_kernel])
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_plain_layer_is_the_start(name, bias):
+    """By a checkpoint and by surgery; the same again in another process, and what was trained stays when it is loaded."""
+    plain = nn.Conv2d(8, 8, 3, padding=1, bias=bias)
+    x = image(batch=2)
+    layer = make(name, padding=1, bias=bias)
+    nn.Sequential(layer).load_state_dict(nn.Sequential(plain).state_dict())
+    swapped = swap_layers(nn.Sequential(plain), [dict(to=dict(type=f'mmext.{name}', **own_arguments(name)))])[0]
+    assert type(swapped) is type(layer)
+    for start in (layer, swapped):
+        torch.testing.assert_close(start.eval()(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(v, swapped.state_dict()[k]) for k, v in layer.state_dict().items())
+    shake(layer)
+    before = layer(x)
+    layer.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), before)
 
 
 # --- the forms of kernels ------------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.arguments import check_conv2d
@@ -41,6 +42,8 @@ class ExtConv2d(nn.Conv2d):
         weight_is_kernel: Whether the layer computes with ``weight`` as it is.
         refuses_weight: Why the outputs do not scale with ``weight``, and what to do instead. None where they do.
         keeps_weight: Whether the layer has a ``weight`` at all, see :meth:`drop_weight`.
+        loads_bias: Whether a plain bias is taken by :meth:`load_bias`, and not loaded into the layer's own ``bias``.
+        loads_kernel_exactly: Whether a layer that starts from a given kernel computes with it as it is, or comes near to it.
 
     Raises:
         TypeError: If a keyword is an argument neither of ``nn.Conv2d`` nor of the subclass.
@@ -58,6 +61,8 @@ class ExtConv2d(nn.Conv2d):
     weight_is_kernel: bool = True
     refuses_weight: str | None = None
     keeps_weight: bool = True
+    loads_kernel_exactly: bool = True
+    loads_bias: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         plain = inspect.signature(nn.Conv2d).parameters
@@ -83,6 +88,47 @@ class ExtConv2d(nn.Conv2d):
         del self.weight
         self.keeps_weight = False
         return weight
+
+    def load_kernel(self, kernel: Tensor) -> None:
+        """Set the parameters so that the layer computes with ``kernel``, (Co, Ci/groups, kh, kw), or comes near to it.
+
+        Called under ``no_grad`` when a plain layer's checkpoint is loaded, or a plain layer replaced by surgery. A system
+        that keeps no ``weight`` of a plain kernel's shape defines this if it can start from a given kernel.
+        """
+        raise NotImplementedError(f'{type(self).__name__} cannot start from a given kernel')
+
+    def load_bias(self, bias: Tensor) -> None:
+        """Take the bias, (Co,), that came with the kernel. A system that ``loads_bias`` defines this."""
+        raise NotImplementedError(f'{type(self).__name__} has no place for a plain bias')
+
+    @property
+    def loads_kernel(self) -> bool:
+        """Whether this layer defines :meth:`load_kernel`."""
+        return type(self).load_kernel is not ExtConv2d.load_kernel
+
+    def can_load_kernel(self, shape: Sequence[int]) -> bool:
+        """Whether a kernel of this shape can be the start: it has the layer's channels and fits into its window."""
+        channels, size = (self.out_channels, self.in_channels // self.groups), tuple(shape[2:])
+        fits = len(size) == 2 and all(k <= n for k, n in zip(size, self.kernel_size, strict=True))
+        return fits and tuple(shape[:2]) == channels
+
+    def fill_window(self, kernel: Tensor) -> Tensor:
+        """Return ``kernel`` with zeros around it, as large as the window and with the same center."""
+        pads = []
+        for k, window in reversed(list(zip(kernel.shape[2:], self.kernel_size, strict=True))):
+            before = window // 2 - k // 2
+            pads += [before, window - k - before]
+        return F.pad(kernel, pads) if any(pads) else kernel
+
+    def holds_plain_kernel(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
+        """Whether ``state_dict`` holds a plain layer's kernel, and nothing of this layer's own, under ``prefix``."""
+        weight = state_dict.get(f'{prefix}weight')
+        own = [name for name in self.state_dict() if name not in ('weight', 'bias')]
+        return (
+            isinstance(weight, Tensor)
+            and self.can_load_kernel(weight.shape)
+            and not any(f'{prefix}{name}' in state_dict for name in own)
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name == 'weight' and not self.keeps_weight:
@@ -111,6 +157,15 @@ class ExtConv2d(nn.Conv2d):
             destination[key] = weight.unsqueeze(0)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        if self.loads_kernel and self.holds_plain_kernel(state_dict, prefix):
+            like = next(self.parameters())
+            with torch.no_grad():
+                self.load_kernel(self.fill_window(state_dict.pop(f'{prefix}weight').to(like)))
+                if self.loads_bias and (bias := state_dict.pop(f'{prefix}bias', None)) is not None:
+                    self.load_bias(bias.to(like))
+            # The loaders hand every module a dictionary of its own, from which the children are loaded after this.
+            for name, tensor in self.state_dict().items():
+                state_dict.setdefault(f'{prefix}{name}', tensor)
         weight = state_dict.get(key := f'{prefix}weight')
         if weight is not None and weight.ndim == 5 and not self.weight_is_kernel:
             state_dict = {**state_dict, key: weight.squeeze(0)}

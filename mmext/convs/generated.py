@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -48,13 +48,11 @@ class GeneratedConv2d(ExtConv2d):
         fold_in_deploy: Whether :func:`mmext.folding.fold` folds the layer. False where the plain form computes the same and
             costs more.
         stretches: Whether a layer that keeps ``weight`` can start from a smaller kernel with zeros around it.
-        loads_kernel_exactly: Whether a layer that starts from a given kernel computes with it as it is, or comes near to it.
         serves: The kinds of layers that the system has a kernel for; others it refuses, or leaves plain.
         refuses: Arguments of ``nn.Conv2d`` that it refuses to have changed: ``'dilation'``, ``'named padding'``.
         typical: Arguments of the place where the paper uses the layer, see :class:`mmext.contracts.Exemplified`.
     """
 
-    loads_kernel_exactly = True
     typical: Mapping[str, Any] = {}
     serves: tuple[str, ...] = ('dense', 'grouped', 'depthwise')
     refuses: tuple[str, ...] = ()
@@ -77,18 +75,10 @@ class GeneratedConv2d(ExtConv2d):
         """Return the bias that belongs to the kernel, (out_channels,), or None."""
         return self.bias
 
-    def load_kernel(self, kernel: Tensor) -> None:
-        """Set the parameters so that the layer computes with ``kernel``, (Co, Ci/groups, kh, kw), or comes near to it.
-
-        Called under ``no_grad`` when a plain layer's checkpoint is loaded, or a plain layer replaced by surgery. A system
-        that keeps no ``weight`` of a plain kernel's shape defines this if it can start from a given kernel.
-        """
-        raise NotImplementedError(f'{type(self).__name__} cannot start from a given kernel')
-
     @property
     def loads_kernel(self) -> bool:
-        """Whether this layer defines :meth:`load_kernel`."""
-        return not self.plain and type(self).load_kernel is not GeneratedConv2d.load_kernel
+        """Whether this layer defines :meth:`load_kernel` and has something to generate."""
+        return not self.plain and super().loads_kernel
 
     @property
     def weight_is_kernel(self) -> bool:  # type: ignore[override]
@@ -172,13 +162,8 @@ class GeneratedConv2d(ExtConv2d):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._cache = None
-        if self.loads_kernel and self._is_plain(state_dict, prefix):
-            with torch.no_grad():
-                self.load_kernel(self.fill_window(state_dict.pop(f'{prefix}weight').to(next(self.parameters()))))
-            # The loaders hand every module a dictionary of its own, from which the children are loaded after this.
-            for name, tensor in self.state_dict().items():
-                state_dict.setdefault(f'{prefix}{name}', tensor)
-        elif not self.plain and self.keeps_weight and self._is_plain(state_dict, prefix):
+        takes_weight = self.keeps_weight and not self.plain and not self.loads_kernel
+        if takes_weight and self.holds_plain_kernel(state_dict, prefix):
             key, kernel = f'{prefix}weight', state_dict[f'{prefix}weight']
             if self.stretches or kernel.shape == self.weight.shape:
                 kernel = self.fill_window(kernel)
@@ -190,30 +175,6 @@ class GeneratedConv2d(ExtConv2d):
                 kernel = self.weight
             state_dict = {**state_dict, key: kernel}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _is_plain(self, state_dict: dict, prefix: str) -> bool:
-        """Whether ``state_dict`` holds a plain layer's kernel, and nothing of this layer's own, under ``prefix``."""
-        weight = state_dict.get(f'{prefix}weight')
-        own = [name for name in self.state_dict() if name not in ('weight', 'bias')]
-        return (
-            isinstance(weight, Tensor)
-            and self.can_load_kernel(weight.shape)
-            and not any(f'{prefix}{name}' in state_dict for name in own)
-        )
-
-    def can_load_kernel(self, shape: Sequence[int]) -> bool:
-        """Whether a kernel of this shape can be the start: it has the layer's channels and fits into its window."""
-        channels, size = (self.out_channels, self.in_channels // self.groups), tuple(shape[2:])
-        fits = len(size) == 2 and all(k <= n for k, n in zip(size, self.kernel_size, strict=True))
-        return fits and tuple(shape[:2]) == channels
-
-    def fill_window(self, kernel: Tensor) -> Tensor:
-        """Return ``kernel`` with zeros around it, as large as the window and with the same center."""
-        pads = []
-        for k, window in reversed(list(zip(kernel.shape[2:], self.kernel_size, strict=True))):
-            before = window // 2 - k // 2
-            pads += [before, window - k - before]
-        return F.pad(kernel, pads) if any(pads) else kernel
 
     def extra_repr(self) -> str:
         own = 'plain' if self.plain else self.own_repr()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmext.arguments import Repeats
@@ -12,6 +14,9 @@ from mmext.evolution.kernels import ImageKernel
 from mmext.registry import MODELS
 
 __all__ = ['CondConv2d']
+
+# How far the experts lie from a kernel that they all start from, as a part of its spread.
+DEVIATION = 0.1
 
 
 @MODELS.register_module()
@@ -61,6 +66,24 @@ class CondConv2d(EvolutionOperator2d):
         if self.expert_bias is not None:
             bound = self.experts[0].numel() ** -0.5
             nn.init.uniform_(self.expert_bias, -bound, bound)
+
+    def load_kernel(self, kernel: Tensor) -> None:
+        share = 1 / self.num_experts if self.num_experts > 1 else 0.9
+        nn.init.zeros_(self.routing.weight)
+        self.routing.get_parameter('bias').fill_(math.log(share / (1 - share)))
+        # Every process must draw the same, wherever its own numbers stand.
+        noise = torch.randn((self.num_experts, *kernel.shape), generator=torch.Generator().manual_seed(0)).to(kernel)
+        apart = DEVIATION * kernel.std(correction=0) * (noise - noise.mean(0))
+        self.experts.copy_((kernel / (share * self.num_experts) + apart).flatten(0, 1))
+
+    @property
+    def loads_bias(self) -> bool:  # type: ignore[override]
+        """Whether the experts have biases."""
+        return self.expert_bias is not None
+
+    def load_bias(self, bias: Tensor) -> None:
+        shares = self.num_experts * self.routing.get_parameter('bias').sigmoid()[:, None]
+        self.get_parameter('expert_bias').copy_(bias / shares)
 
     def evolution_kernel(self, x: Tensor) -> ImageKernel:
         share = self.routing(x.mean((2, 3), keepdim=True)).flatten(1).sigmoid()

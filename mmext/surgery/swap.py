@@ -331,7 +331,7 @@ def _take_over(old: nn.Module, new: nn.Module, kernel: bool = False) -> nn.Modul
         return new
     same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
     if loads_kernel:
-        same['weight'] = old.get_parameter('weight')
+        same.update({k: v for k, v in old.state_dict().items() if k in ('weight', 'bias')})
     new.load_state_dict(same, strict=False)
     return new
 
