@@ -23,6 +23,7 @@ __all__ = [
     'HasDeployedConfig',
     'HasFrequency',
     'HasOpenChoices',
+    'HasSpatialWeights',
     'IsAffine',
     'IsComplex',
     'KeepsOptionalState',
@@ -34,6 +35,7 @@ __all__ = [
     'StandsFor',
     'StartsFromKernel',
     'SwitchesToDeploy',
+    'TakesOneSize',
     'TellsLayerDepth',
     'TellsOptimOptions',
     'WarnsOnDeploy',
@@ -207,6 +209,25 @@ class FreezesStatistics(Protocol):
 
     def freeze_stats(self, inputs: Tensor) -> Any:
         """Measure them on ``inputs`` and set eval mode."""
+
+
+@runtime_checkable
+class TakesOneSize(Protocol):
+    """A network that takes images of one size only, which it was built for."""
+
+    #: Height and width.
+    fixed_size: tuple[int, int]
+
+
+@runtime_checkable
+class HasSpatialWeights(Protocol):
+    """A network whose pixels exchange information by one known matrix; ``spatial_weights.py`` draws it."""
+
+    def spatial_factors(self, stage: int, channel: int = 0) -> tuple[Tensor, Tensor]:
+        """Return what a stage does along the columns and the rows of a channel, (H, H) and (W, W)."""
+
+    def spatial_weights(self, stage: int, channel: int = 0) -> Tensor:
+        """Return the weight between any two pixels of a channel, (H W, H W)."""
 
 
 @runtime_checkable

@@ -332,7 +332,7 @@ def test_deployed_network_computes_the_same(fuse_bn):
         (dict(arch='huge'), r"knows the archs \['base'\], got 'huge'"),
         (dict(arch=dict(depths=(1, 1))), r"needs arch=dict\(depths=..., channels=...\), got the keys \['depths'\]"),
         (dict(arch=dict(depths=(1, 1), channels=(8,))), 'one width per stage'),
-        (dict(arch=dict(depths=(1, 0), channels=(8, 8))), 'one positive depth'),
+        (dict(arch=dict(depths=(1, 0), channels=(8, 8))), 'depths as a sequence .each an integer >= 1'),
         (dict(arch=dict(depths=(1, 1), channels=(16, 24))), 'multiple of the one before'),
         (dict(arch=dict(depths=(1, 1.5), channels=(8, 8))), r'FalconNet needs depths as .*, got depths=\(1, 1.5\)'),
         (dict(arch=dict(depths=(1, 10**9), channels=(8, 8))), 'FalconNet needs depths as .* <= 4096'),

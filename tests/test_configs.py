@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
 from mmext.analysis.samples import batch_for, take_step
+from mmext.contracts import TakesOneSize, find
 from mmext.folding import fold
 from mmext.inr.fresh import open_frequencies
 from mmext.registry import require
@@ -66,12 +67,17 @@ def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def batch_of(cfg):
+def size_for(model):
+    """Return the side of the images: small, or the only one that the model takes."""
+    return next((net.fixed_size[0] for _, net in find(model, TakesOneSize)), SIZE)
+
+
+def batch_of(cfg, size):
     """Return a batch of the embedded data as the host's pipeline packs it."""
     if cfg.default_scope == 'mmengine':  # a coordinate network, whose data set is one signal
         item = DATASETS.build(cfg.train_dataloader.dataset)[0]
         return {key: [value] for key, value in item.items()}
-    return batch_for(cfg.default_scope, size=SIZE)
+    return batch_for(cfg.default_scope, size=size)
 
 
 @pytest.mark.parametrize('path', CONFIGS)
@@ -91,7 +97,8 @@ def test_takes_a_training_step(path):
         )
     before = {name: p.detach().clone() for name, p in learning.items()}
 
-    log = take_step(model, cfg.optim_wrapper, batch_of(cfg), SIZE)
+    size = size_for(model)
+    log = take_step(model, cfg.optim_wrapper, batch_of(cfg, size), size)
 
     assert torch.isfinite(torch.as_tensor(log['loss']))
     assert set(learning) == set(with_gradient)

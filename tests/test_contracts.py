@@ -13,11 +13,13 @@ from registered import ARGUMENTS, members
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmext.contracts import TakesOneSize
 from mmext.convs import RefConv2d
 
 BACKBONES = members('backbones')
 # A network of another library is built of that library's own layers.
 OF_OUR_LAYERS = [n for n in BACKBONES if 'conv_cfg' in inspect.signature(MODELS.get(f'mmext.{n}')).parameters]
+OF_OUR_NORMS = [n for n in BACKBONES if 'norm_cfg' in inspect.signature(MODELS.get(f'mmext.{n}')).parameters]
 ACTIVATIONS = [n for n in members('activations') if 'inplace' in inspect.signature(MODELS.get(f'mmext.{n}')).parameters]
 
 
@@ -34,8 +36,12 @@ def assert_same(ours, theirs, **tolerance):
 # --- backbones -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('size', [(64, 96), (75, 67)])
-@pytest.mark.parametrize('name', BACKBONES)
+def sizes(name):
+    model = build(name)
+    return [model.fixed_size] if isinstance(model, TakesOneSize) else [(64, 96), (75, 67)]
+
+
+@pytest.mark.parametrize(('name', 'size'), [(name, size) for name in BACKBONES for size in sizes(name)])
 def test_backbone_tells_its_maps_beforehand(name, size):
     model = build(name).eval()
     channels, strides = model.out_channels, model.out_strides
@@ -66,7 +72,7 @@ def test_backbone_computes_the_same_with_checkpointing(name):
     x = torch.randn(2, 3, 64, 64)
     calls = []
     for module in saving.modules():
-        if type(module) is nn.Conv2d or isinstance(module, RefConv2d):
+        if type(module) is nn.Conv2d or isinstance(module, (RefConv2d, nn.Linear)):
             module.register_forward_hook(lambda *_: calls.append(1))
     outs, others = plain(x), saving(x)
     assert_same(others, outs)
@@ -96,7 +102,7 @@ def test_backbone_freezes_in_the_constructor_and_in_train(name):
     assert frozen_counts == sorted(set(frozen_counts)), 'each further stage freezes more'
 
 
-@pytest.mark.parametrize('name', OF_OUR_LAYERS)
+@pytest.mark.parametrize('name', OF_OUR_NORMS)
 def test_backbone_keeps_its_norms_in_eval_mode_with_norm_eval(name):
     model = build(name, norm_eval=True, norm_cfg=dict(type='BN')).train()
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]

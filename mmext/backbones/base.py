@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from mmengine.model import BaseModule
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmext.arguments import check
 from mmext.folding import fold
 
 __all__ = ['Backbone']
@@ -16,8 +19,9 @@ __all__ = ['Backbone']
 class Backbone(BaseModule):
     """A stem and scales of falling size.
 
-    A subclass builds its modules, sets ``out_channels`` and ``out_strides``, and calls :meth:`freeze` at the end of its
-    constructor. It defines :meth:`parts` and :meth:`get_layer_depth`.
+    A subclass builds its modules, sets ``out_channels`` and ``out_strides``, and calls :meth:`finish` at the end of its
+    constructor. With a ``stem`` and ``stages``, each with its ``blocks``, all else is here. A network of another shape
+    defines :meth:`parts`, :meth:`forward` and :meth:`get_layer_depth`.
 
     Args:
         out_indices: Scales whose maps are returned, negative ones counted from the last.
@@ -37,6 +41,12 @@ class Backbone(BaseModule):
 
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
+    stem: Any
+    #: Any, because torch does not tell what attributes a module has.
+    stages: Any
+    #: The known architectures by name, and the laws of one: a function of its entries, whose annotations are checked first.
+    arch_zoo: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    arch_laws: ClassVar[Callable[..., None]]
 
     def __init__(
         self,
@@ -65,20 +75,79 @@ class Backbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
 
+    @classmethod
+    def architecture(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
+        """Return an architecture by its name in ``arch_zoo``, or check one that is given.
+
+        Raises:
+            ValueError: If the name is unknown, or an entry is missing, unknown or against the laws.
+        """
+        name, entries = cls.__name__, list(inspect.signature(cls.arch_laws).parameters)
+        form = f'dict({", ".join(f"{entry}=..." for entry in entries)})'
+        if isinstance(arch, str):
+            if arch not in cls.arch_zoo:
+                raise ValueError(f'{name} knows the archs {sorted(cls.arch_zoo)}, got {arch!r}; or pass {form}')
+            arch = cls.arch_zoo[arch]
+        if set(arch) != set(entries):
+            raise ValueError(f'{name} needs arch={form}, got the keys {sorted(map(str, arch))}')
+        check(name, cls.arch_laws, (), arch)
+        found = {key: tuple(value) if isinstance(value, Sequence) else value for key, value in arch.items()}
+        cls.arch_laws(**found)
+        return found
+
+    @staticmethod
+    def drop_rates(last: float, number: int) -> list[float]:
+        """Return the drop probabilities of ``number`` blocks, which rise linearly from 0 to ``last``."""
+        return [last * i / max(number - 1, 1) for i in range(number)]
+
+    def draw(self) -> None:
+        """Draw the start as the authors do, in place; torch's own start where a subclass says nothing."""
+
+    def finish(self) -> None:
+        """Draw the start and freeze; the last line of a constructor."""
+        self.draw()
+        self.freeze()
+
+    def init_weights(self) -> None:
+        """Draw the start again, or apply ``init_cfg`` where there is one."""
+        again = not self.is_init and not self.init_cfg
+        super().init_weights()
+        if again:
+            self.draw()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map images, (N, C, H, W), to the maps of ``out_indices``."""
+        outs = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
     def parts(self) -> list[list[nn.Module]]:
         """Return the modules of the stem, then those of each scale."""
-        raise NotImplementedError(f'{type(self).__name__} must define parts()')
+        return [[self.stem], *([stage] for stage in self.stages)]
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Return the depth of a parameter and the number of depths, for a layer-wise learning rate.
 
-        The stem is 0, and everything outside of the backbone comes last.
+        The stem is 0, and everything outside of the backbone comes last. The blocks of ``stages`` follow one by one, what
+        stands before them in a stage counts to the first, and what stands behind the stages comes last.
 
         Args:
             param_name: Name of the parameter in the whole model.
             prefix: What the names of this backbone's parameters start with, e.g. ``'backbone.'``.
         """
-        raise NotImplementedError(f'{type(self).__name__} must define get_layer_depth()')
+        depths = [len(stage.blocks) for stage in self.stages]
+        number = sum(depths) + 2
+        parts = param_name[len(prefix) :].split('.')
+        if not param_name.startswith(prefix) or parts[0] not in ('stem', 'stages'):
+            return number - 1, number
+        if parts[0] == 'stem':
+            return 0, number
+        block = int(parts[3]) if parts[2] == 'blocks' else 0
+        return 1 + sum(depths[: int(parts[1])]) + block, number
 
     def freeze(self) -> None:
         """Freeze the stem and the first ``frozen_stages`` scales."""

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleList, Sequential
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmext.arguments import Cfg, Count, DropRate, Few, check
+from mmext.arguments import Cfg, Count, DropRate, Repeats
 from mmext.backbones.base import Backbone
 from mmext.blocks.build import with_num_channels
 from mmext.blocks.light_block import LIGHT_BLOCKS
@@ -107,6 +107,14 @@ class FalconNet(Backbone):
     #: By name; the widths and depths of 'base' are the paper's.
     arch_zoo = {'base': dict(depths=(3, 3, 9, 3), channels=(32, 64, 128, 256))}
 
+    @staticmethod
+    def arch_laws(depths: Sequence[Repeats], channels: Sequence[Count]) -> None:
+        """State the laws of an architecture."""
+        if not depths or len(depths) != len(channels):
+            raise ValueError(f'FalconNet needs one positive depth and one width per stage, got {depths=}, {channels=}')
+        if any(b % a for a, b in pairwise(channels)):
+            raise ValueError(f'FalconNet needs each width to be a multiple of the one before, got {channels=}')
+
     def __init__(
         self,
         arch: str | dict = 'base',
@@ -124,7 +132,7 @@ class FalconNet(Backbone):
         act_cfg: Cfg | None = dict(type='ReLU'),  # noqa: B006
         init_cfg: dict | list | None = None,
     ) -> None:
-        depths, channels = _resolve_arch(arch, self.arch_zoo)
+        depths, channels = (self.architecture(arch)[key] for key in ('depths', 'channels'))
         super().__init__(out_indices, len(depths), frozen_stages, norm_eval, init_cfg)
         blocks = _resolve_blocks(block, len(depths))
         num_stages = self.num_scales
@@ -133,10 +141,9 @@ class FalconNet(Backbone):
                 f'FalconNet puts head_channels={head_channels} on the last stage, which {out_indices=} does '
                 'not return; add it to out_indices or drop head_channels'
             )
-        self.depths = depths[:num_stages]
 
         self.stem = _Stem(in_channels, channels[0], stem_shortcut, conv_cfg, norm_cfg, act_cfg)
-        rates = iter([drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))])
+        rates = iter(self.drop_rates(drop_path_rate, sum(depths)))
         common = dict(with_cp=with_cp, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.stages = ModuleList()
         for i in range(num_stages):
@@ -163,64 +170,12 @@ class FalconNet(Backbone):
             )
             self.out_channels = (*self.out_channels[:-1], head_channels)
         self.out_strides = tuple(4 * 2**i for i in self.out_indices)
-        self.freeze()
-
-    def parts(self) -> list[list[nn.Module]]:
-        return [[self.stem], *([stage] for stage in self.stages)]
+        self.finish()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (N, 3, H, W), to the maps of ``out_indices``."""
-        x = self.stem(x)
-        outs = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i in self.out_indices:
-                outs.append(x)
-        if self.head is not None:
-            outs[-1] = self.head(outs[-1])
-        return tuple(outs)
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Return the depth of a parameter and the number of depths, for a layer-wise learning rate.
-
-        The stem is 0, the blocks follow one by one, a subsampling layer counts to the block after it, and the head and
-        everything outside of the backbone come last.
-
-        Args:
-            param_name: Name of the parameter in the whole model.
-            prefix: What the names of this backbone's parameters start with, e.g. ``'backbone.'``.
-        """
-        num_layers = sum(self.depths) + 2
-        parts = param_name[len(prefix) :].split('.')
-        if not param_name.startswith(prefix) or parts[0] not in ('stem', 'stages'):
-            return num_layers - 1, num_layers
-        if parts[0] == 'stem':
-            return 0, num_layers
-        stage = int(parts[1])
-        block = int(parts[3]) if parts[2] == 'blocks' else 0
-        return 1 + sum(self.depths[:stage]) + block, num_layers
-
-
-def _resolve_arch(arch: str | dict, zoo: dict[str, dict]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if isinstance(arch, str):
-        if arch not in zoo:
-            raise ValueError(
-                f'FalconNet knows the archs {sorted(zoo)}, got {arch!r}; or pass dict(depths=..., channels=...)'
-            )
-        arch = zoo[arch]
-    if set(arch) != {'depths', 'channels'}:
-        raise ValueError(f'FalconNet needs arch=dict(depths=..., channels=...), got the keys {sorted(map(str, arch))}')
-    check('FalconNet', _stages, (), arch)
-    depths, channels = tuple(arch['depths']), tuple(arch['channels'])
-    if not depths or len(depths) != len(channels) or min(depths) < 1:
-        raise ValueError(f'FalconNet needs one positive depth and one width per stage, got {depths=}, {channels=}')
-    if any(b % a for a, b in pairwise(channels)):
-        raise ValueError(f'FalconNet needs each width to be a multiple of the one before, got {channels=}')
-    return depths, channels
-
-
-def _stages(depths: Sequence[Few], channels: Sequence[Count]) -> None:
-    """State the laws of an architecture."""
+        *outs, last = super().forward(x)
+        return (*outs, last if self.head is None else self.head(last))
 
 
 def _resolve_blocks(block: str | dict | Sequence[str | dict], num_stages: int) -> list[dict]:

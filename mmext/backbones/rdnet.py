@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_conv_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule, ModuleList
+from mmengine.model import ModuleList
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mmext.arguments import Cfg, Count, DropRate, Many, check
+from mmext.arguments import Cfg, Count, DropRate
 from mmext.backbones.base import Backbone
 from mmext.blocks.build import with_num_channels
+from mmext.blocks.recomputed import Recomputed
 from mmext.registry import MODELS
 
 __all__ = ['RDNet']
 
 
-class _DenseBlock(BaseModule):
+class _DenseBlock(Recomputed):
     """New features from all features of the stage: (N, C, H, W) to (N, growth, H, W)."""
 
     def __init__(
@@ -36,8 +36,7 @@ class _DenseBlock(BaseModule):
         norm_cfg: dict,
         act_cfg: dict,
     ) -> None:
-        super().__init__()
-        self.with_cp = with_cp
+        super().__init__(with_cp)
         hidden = 8 * (channels * 4 // 8)
         self.depthwise = build_conv_layer(conv_cfg, channels, channels, 7, padding=3, groups=channels)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
@@ -48,12 +47,7 @@ class _DenseBlock(BaseModule):
         self.gamma = nn.Parameter(torch.full((growth,), 1e-6))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad:
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         new = self.project(self.act(self.expand(self.norm(self.depthwise(x)))))
         if self.gate is not None:
             new = new * F.hardsigmoid(self.gate(new.mean((2, 3), keepdim=True)))
@@ -107,6 +101,17 @@ class RDNet(Backbone):
         'B': dict(channels=120, growths=(96, 128, *[168] * 7, *[336] * 2), halvings=(1, 2, 9)),
         'L': dict(channels=144, growths=(128, 192, *[256] * 8, *[360] * 2), halvings=(1, 2, 10)),
     }
+
+    @staticmethod
+    def arch_laws(channels: Count, growths: Sequence[Count], halvings: Sequence[int]) -> None:
+        """State the laws of an architecture."""
+        stages = len(growths)
+        if not growths or list(halvings) != sorted(set(halvings) & set(range(1, stages))):
+            raise ValueError(
+                f'RDNet needs growths, and ascending halvings from 1 to {stages - 1}, the stages after the first, got '
+                f'{growths=}, {halvings=}'
+            )
+
     blocks_per_stage = 3
     first_gated_stage = 2
 
@@ -126,13 +131,13 @@ class RDNet(Backbone):
         act_cfg: Cfg = dict(type='GELU'),  # noqa: B006
         init_cfg: dict | list | None = None,
     ) -> None:
-        channels, growths, halvings = _resolve_arch(arch, self.arch_zoo)
+        channels, growths, halvings = (self.architecture(arch)[k] for k in ('channels', 'growths', 'halvings'))
         super().__init__(out_indices, len(halvings) + 1, frozen_stages, norm_eval, init_cfg)
         # A scale is the stages from one halving to the next.
         ends = [*halvings, len(growths)][: self.num_scales]
         self.bounds = list(pairwise([0, *ends]))
         number = len(growths) * self.blocks_per_stage
-        rates = iter([drop_path_rate * i / max(number - 1, 1) for i in range(number)])
+        rates = iter(self.drop_rates(drop_path_rate, number))
         common: dict[str, Any] = dict(with_cp=with_cp, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
 
         self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 4, 4), build_norm_layer(norm_cfg, channels)[1])
@@ -159,20 +164,13 @@ class RDNet(Backbone):
         self.out_norms = ModuleList(
             nn.Identity() if out_norm is None else build_norm_layer(out_norm, c)[1] for c in self.out_channels
         )
-        self._draw()
-        self.freeze()
+        self.finish()
 
     @torch.no_grad()
-    def _draw(self) -> None:
+    def draw(self) -> None:
         for module in self.modules():
             if type(module) is nn.Conv2d:
                 nn.init.kaiming_normal_(module.weight)
-
-    def init_weights(self) -> None:
-        """Draw the convolutions as the authors do, then apply ``init_cfg``."""
-        if not self.is_init:
-            self._draw()
-        super().init_weights()
 
     def parts(self) -> list[list[nn.Module]]:
         scales = ([*self.transitions[a:b], *self.stages[a:b]] for a, b in self.bounds)
@@ -199,34 +197,3 @@ class RDNet(Backbone):
         if not param_name.startswith(prefix) or name not in ('stem', 'stages', 'transitions'):
             return number - 1, number
         return (0 if name == 'stem' else 1 + int(rest.partition('.')[0])), number
-
-
-def _widths(channels: Many, growths: Sequence[Many], halvings: Sequence[int]) -> None:
-    """State the laws of an architecture."""
-
-
-def _resolve_arch(arch: str | Mapping, zoo: Mapping[str, Mapping]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    if isinstance(arch, str):
-        if arch not in zoo:
-            raise ValueError(
-                f'RDNet knows the archs {sorted(zoo)}, got {arch!r}; or pass dict(channels=, growths=, halvings=)'
-            )
-        arch = zoo[arch]
-    if set(arch) != {'channels', 'growths', 'halvings'}:
-        raise ValueError(
-            f'RDNet needs arch=dict(channels=, growths=, halvings=), got the keys {sorted(map(str, arch))}'
-        )
-    check('RDNet', _widths, (), arch)
-    channels, growths, halvings = int(arch['channels']), tuple(arch['growths']), tuple(arch['halvings'])
-    stages = len(growths)
-    if (
-        channels < 1
-        or not growths
-        or min(growths) < 1
-        or list(halvings) != sorted(set(halvings) & set(range(1, stages)))
-    ):
-        raise ValueError(
-            f'RDNet needs positive widths and ascending halvings from 1 to {stages - 1}, the stages after the first, got '
-            f'{dict(arch)}'
-        )
-    return channels, growths, halvings

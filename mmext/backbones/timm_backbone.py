@@ -86,7 +86,7 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f'TimmBackbone cannot tell which modules of {name} make which scale, got {frozen_stages=}; leave it at -1'
             )
-        self.freeze()
+        self.finish()
 
     @property
     def _inner(self) -> tuple[str, nn.Module]:

@@ -7,19 +7,19 @@ from typing import Annotated, Any
 
 from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import Sequential
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmext.arguments import Cfg, Count, DropRate, Positive, at_most
 from mmext.blocks.build import build_operator, with_num_channels
+from mmext.blocks.recomputed import Recomputed
 from mmext.registry import MODELS, require
 
 __all__ = ['LIGHT_BLOCKS', 'MetaBasicBlock', 'MetaLightBlock']
 
 
 @MODELS.register_module()
-class MetaBasicBlock(BaseModule):
+class MetaBasicBlock(Recomputed):
     r"""Spatial and channel operators in turn, with a residual around them.
 
     Cai and Shen, *FalconNet: Factorization for the Light-weight ConvNets*, 2023, arXiv 2306.06365.
@@ -79,7 +79,7 @@ class MetaBasicBlock(BaseModule):
         act_cfg: Cfg | None = dict(type='ReLU'),  # noqa: B006
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(with_cp, init_cfg)
         hidden = round(channels * expansion)
         if hidden < 1 or abs(hidden - channels * expansion) > 1e-6:
             raise ValueError(
@@ -90,7 +90,6 @@ class MetaBasicBlock(BaseModule):
             raise ValueError(
                 f"{type(self).__name__} needs both channel operators, got {co1=}, {co2=}; the dense one is dict(type='Conv2d')"
             )
-        self.with_cp = with_cp
         steps: list[tuple[str, dict | None, int, int, dict[str, Any]]] = [
             ('so1', so1, channels, channels, {}),
             ('co1', co1, channels, hidden, dict(factor=0)),
@@ -122,13 +121,8 @@ class MetaBasicBlock(BaseModule):
         self.drop_path = DropPath(drop_path_rate)
         self.out_act = build_activation_layer(with_num_channels(act_cfg, channels)) if out_act else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        if self.with_cp and x.requires_grad:
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
         return self.out_act(x + self.drop_path(self.operators(x)))
 
 
