@@ -157,7 +157,9 @@ class XMLP(Backbone):
         depths, channels = (self.architecture(arch)[key] for key in ('depths', 'channels'))
         super().__init__(out_indices, len(depths), frozen_stages, norm_eval, init_cfg)
         #: The only size of images, see :class:`mmext.contracts.TakesOneSize`.
-        self.fixed_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.fixed_size: tuple[int, int] = (
+            (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        )
         strides = [stem_stride, *[2] * (self.num_scales - 1)]
         whole = stem_stride * 2 ** (self.num_scales - 1)
         if any(side % whole for side in self.fixed_size):
@@ -167,11 +169,12 @@ class XMLP(Backbone):
         self.zero_init_residual = zero_init_residual
         rates = iter(self.drop_rates(drop_path_rate, sum(depths)))
         common: dict[str, Any] = dict(expansion=expansion, axis_expansion=axis_expansion, with_cp=with_cp)
-        size, before = self.fixed_size, in_channels
+        size, before = self.fixed_size, int(in_channels)
         self.stages = ModuleList()
         for stage in range(self.num_scales):
             shrink = _shrink(before, channels[stage], size, strides[stage], norm_cfg)
-            size, before = tuple(side // strides[stage] for side in size), channels[stage]
+            size = (size[0] // strides[stage], size[1] // strides[stage])
+            before = channels[stage]
             blocks = Sequential(
                 *(
                     _Block(before, size, drop_path_rate=next(rates), norm_cfg=norm_cfg, act_cfg=act_cfg, **common)
@@ -194,11 +197,10 @@ class XMLP(Backbone):
             if isinstance(module, _AxisLinear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        if self.zero_init_residual:
-            for module in self.modules():
-                if isinstance(module, _Block):
-                    for branch in (module.width, module.height, module.channel):
-                        nn.init.zeros_(branch[-1].weight)
+        for module in self.modules():
+            if self.zero_init_residual and isinstance(module, _Block):
+                for branch in (module.width, module.height, module.channel):
+                    nn.init.zeros_(branch[-1].get_parameter('weight'))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (N, C, H, W), to the maps of ``out_indices``."""
@@ -251,7 +253,7 @@ class XMLP(Backbone):
         return torch.kron(*self.spatial_factors(stage, channel))
 
 
-def _shrink(before: int, after: int, size: tuple[int, ...], stride: int, norm_cfg: dict) -> nn.Sequential:
+def _shrink(before: int, after: int, size: tuple[int, int], stride: int, norm_cfg: dict) -> nn.Sequential:
     """Return layers that shrink a map along both axes, then change its channels."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if stride > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmext.drawing import new_figure, save_figure
 from mmext.inr.reconstruction_metric import reconstruction_quality
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def draw_reconstruction(
     # A long narrow image stands in a panel of 1 : 2, and none is narrower than its title.
     aspect = min(max(height / width, 0.5), 2)
     columns, side = len(images) + 1, max(2.3, 2.9 / aspect**0.5)
-    figure = _new_figure(columns * (side + 0.15) + 0.9, 2 * (side * aspect + 0.35) + 0.7)
+    figure = new_figure(columns * (side + 0.15) + 0.9, 2 * (side * aspect + 0.35) + 0.7)
     figure.suptitle(title, fontsize=_TITLE + 2)
     panels = figure.subplots(2, columns)
 
@@ -103,7 +103,7 @@ def draw_progress(history: Sequence[Mapping[str, float]]) -> Figure:
     Raises:
         ImportError: If matplotlib is missing.
     """
-    figure = _new_figure(9.6, 3.6)
+    figure = new_figure(9.6, 3.6)
     for axes, (name, unit, digits) in zip(figure.subplots(1, 2), (('PSNR', ' dB', 2), ('SSIM', '', 3)), strict=True):
         steps, values = [point['iter'] for point in history], [point[name] for point in history]
         axes.plot(steps, values, marker='o', markersize=3, **_STYLE['prediction'])
@@ -142,16 +142,6 @@ def radial_spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
     return _rings(_magnitude(image))
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 100) -> None:
-    """Write a figure as PNG; who looks at the file while it is replaced sees the old one or the new one."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)  # a canvas of its own: neither pyplot nor the backend that the user has chosen are touched
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format='png', dpi=dpi)
-    replace_file(path, drawn.getvalue())
-
-
 def replace_file(path: str | Path, content: bytes) -> None:
     """Write a file beside its place, then move it there."""
     path = Path(path)
@@ -159,16 +149,6 @@ def replace_file(path: str | Path, content: bytes) -> None:
     partial = path.with_name(f'.{path.name}.partial')
     partial.write_bytes(content)
     os.replace(partial, path)
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f'pictures need matplotlib ({error}); pip install matplotlib') from error
-    figure = Figure((width, height))
-    figure.set_layout_engine('constrained', w_pad=0.08, h_pad=0.08)
-    return figure
 
 
 def _caption(name: str, quality: Mapping[str, float]) -> str:
