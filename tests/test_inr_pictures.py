@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
+from mmext.errors import UsageError
 from mmext.inr import draw_progress, draw_reconstruction, psnr, radial_spectrum, save_figure, signal_picture_hook
 from mmext.registry import DATASETS, MODELS
 
@@ -333,8 +334,8 @@ def test_an_interrupted_drawing_leaves_the_old_file(tmp_path, monkeypatch):
     save_figure(draw_progress([]), path, dpi=30)
     old = path.read_bytes()
     figure = draw_progress([dict(iter=1, PSNR=1.0, SSIM=0.1)])
-    monkeypatch.setattr('mmext.inr.drawing.os.replace', lambda *_: (_ for _ in ()).throw(OSError('killed')))
-    with pytest.raises(OSError, match='killed'):
+    monkeypatch.setattr('mmext.files.os.replace', lambda *_: (_ for _ in ()).throw(OSError('killed')))
+    with pytest.raises(UsageError, match='killed'):
         save_figure(figure, path, dpi=30)
     assert path.read_bytes() == old
     monkeypatch.undo()
