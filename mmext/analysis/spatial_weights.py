@@ -41,7 +41,9 @@ def draw_spatial_weights(network: HasSpatialWeights, stage: int, channel: int = 
     weights = torch.kron(rows, columns)
     figure = new_figure(3.2 * max(3, points), 6.6)
     figure.suptitle(f'stage {stage}, channel {channel}: {height} x {width} pixels')
-    above, below = (part.subplots(1, n, squeeze=False)[0] for part, n in zip(figure.subfigures(2), (3, points), strict=True))
+    above, below = (
+        part.subplots(1, n, squeeze=False)[0] for part, n in zip(figure.subfigures(2), (3, points), strict=True)
+    )
     titles = (f'along columns ({height}, {height})', f'along rows ({width}, {width})')
     for axes, matrix, title in zip(
         above, (rows, columns, weights), (*titles, f'all pixels {tuple(weights.shape)}'), strict=True
