@@ -80,7 +80,8 @@ def outputs(name, built, arguments):
     if name == 'ParallelBranch':
         return built(torch.randn(2, 8, 24, 24), torch.randn(2, built.scale.numel(), 24, 24))
     if kind in ('convs', 'evolution', 'activations', 'blocks'):
-        return built(torch.randn(2, channels, 24, 24))
+        size = built.size if 'other sizes' in getattr(built, 'refuses', ()) else (24, 24)
+        return built(torch.randn(2, channels, *size))
     if kind == 'norms':
         return built(torch.randn(8, 8, 8, 8))
     if kind == 'backbones':

@@ -1,10 +1,11 @@
-"""When a kernel that was generated once may serve again."""
+"""When something that was computed from parameters once may serve again, and the layer that keeps it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import wraps
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from mmengine.model.averaged_model import BaseAveragedModel
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-__all__ = ['Sources', 'may_cache']
+__all__ = ['CachingLayer', 'Sources', 'may_cache']
+
+T = TypeVar('T')
+# More image sizes than one network sees at a time, even over the levels of a pyramid.
+CACHED_KEYS = 32
 
 
 class _Clock:
@@ -98,3 +103,49 @@ class Sources:
             if tensor.data_ptr() != address or (version is not None and tensor._version != version):
                 return False
         return True
+
+
+class CachingLayer(nn.Module):
+    """A layer that computes something from its parameters alone, and keeps it in eval mode.
+
+    What is kept dies when a parameter or buffer changes, moves, is loaded or replaced, at every step of an optimizer, at every
+    update of an averaged model of mmengine, and at every ``train()`` or ``eval()``. Nothing is kept inside of transforms,
+    tracers and fake modes, and nothing is copied or saved with the layer. What cannot be seen is a write through
+    ``tensor.data`` or a NumPy view, and a new value of an argument: call ``eval()`` after it.
+    """
+
+    _cache: tuple[Sources, dict[Hashable, Any]] | None = None
+
+    def cached(self, make: Callable[[], T], key: Hashable = None) -> T:
+        """Return what ``make`` returns, or has returned for this ``key`` where that is still valid."""
+        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if self.training or differentiable or not may_cache():
+            return make()
+        cache = self._cache  # another thread may drop it at any time
+        if cache is None or not cache[0].unchanged(self):
+            cache = (Sources(self), {})
+            if not cache[0].known:
+                return make()
+        sources, kept = cache
+        if key in kept:
+            return kept[key]
+        # A tensor made under inference_mode could not be used by a later forward outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            made = make()
+        self._cache = (sources, {**(kept if len(kept) < CACHED_KEYS else {}), key: made})
+        return made
+
+    def train(self, mode: bool = True) -> Any:
+        self._cache = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._cache = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_cache': None}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._cache = None
+        super()._load_from_state_dict(*args, **kwargs)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.convs.base import ExtConv2d
-from mmext.convs.cache import Sources, may_cache
+from mmext.convs.cache import CachingLayer
 from mmext.ops.depthwise import depthwise_conv2d
 
 __all__ = ['GeneratedConv2d']
@@ -22,7 +22,7 @@ GENERATES = (
 )
 
 
-class GeneratedConv2d(ExtConv2d):
+class GeneratedConv2d(ExtConv2d, CachingLayer):
     r"""A convolution with a generated kernel, :math:`y = x * g(\theta) + b`.
 
     A system of this family is the function ``g`` (:meth:`generate_kernel`) and its parameters. Everything else is here,
@@ -30,10 +30,7 @@ class GeneratedConv2d(ExtConv2d):
 
     - the arguments of ``nn.Conv2d``, all of them;
     - generation in full precision under autocast (a kernel made in half precision is not the kernel that folds);
-    - a cache in eval mode. It dies when a parameter or buffer changes, moves, is loaded or replaced, at every step of an
-      optimizer, at every update of an averaged model of mmengine, and at every ``train()`` or ``eval()``. Nothing is cached
-      inside of transforms, tracers and fake modes, and nothing is copied or saved with the layer. What cannot be seen is a
-      write through ``tensor.data`` or a NumPy view, and a new value of an argument: call ``eval()`` after it;
+    - a cache in eval mode, see :class:`mmext.convs.cache.CachingLayer`;
     - :meth:`fold`, the plain ``nn.Conv2d`` that computes the same;
     - a plain checkpoint as the starting point: where the state keeps a tensor ``weight`` of a plain kernel's shape (a
       basis, a latent kernel) it is loaded there, else through :meth:`load_kernel`, if the system defines that. A smaller
@@ -59,10 +56,6 @@ class GeneratedConv2d(ExtConv2d):
     plain = False
     fold_in_deploy = True
     stretches = True
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._cache: tuple[Sources, Tensor, Tensor | None] | None = None
 
     def generate_kernel(self) -> Tensor:
         """Return the kernel in the layout of ``nn.Conv2d``, differentiable in the parameters.
@@ -92,19 +85,7 @@ class GeneratedConv2d(ExtConv2d):
 
     def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return the generated kernel and bias, from the cache where that is valid."""
-        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if self.training or differentiable or not may_cache():
-            return self._generate()
-        cache = self._cache  # another thread may drop it at any time
-        if cache is not None and cache[0].unchanged(self):
-            return cache[1:]
-        sources = Sources(self)
-        if not sources.known:
-            return self._generate()
-        # A tensor made under inference_mode could not be used by a later forward outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            self._cache = cache = (sources, *self._generate())
-        return cache[1:]
+        return self.cached(self._generate)
 
     def _generate(self) -> tuple[Tensor, Tensor | None]:
         if self.plain:
@@ -149,19 +130,7 @@ class GeneratedConv2d(ExtConv2d):
         with torch.no_grad():
             return self.as_plain(*self._generate())
 
-    def train(self, mode: bool = True) -> GeneratedConv2d:
-        self._cache = None
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> GeneratedConv2d:
-        self._cache = None
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_cache': None}
-
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
-        self._cache = None
         takes_weight = self.keeps_weight and not self.plain and not self.loads_kernel
         if takes_weight and self.holds_plain_kernel(state_dict, prefix):
             key, kernel = f'{prefix}weight', state_dict[f'{prefix}weight']

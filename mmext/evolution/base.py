@@ -70,7 +70,8 @@ class EvolutionOperator2d(ExtConv2d):
         spatial_specific: Whether E(p) differs with p.
         channel_specific: Whether every channel has a kernel of its own, and not every group of channels.
         dynamic: Whether E depends on X.
-        mixes_channels: Whether E has entries beside its diagonal, so that input and output channels may differ.
+        mixes_channels: Whether the operator has entries beside the diagonal of E, or projections, so that input and output
+            channels may differ.
         border: What lies beyond the border, None for what ``padding_mode`` says.
         keeps_kernel: Whether ``weight`` is a part of the layer.
         refuses: What the operator has no kernel for: ``'even kernels'``, ``'other sizes'`` than the one it was built for.

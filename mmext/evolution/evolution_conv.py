@@ -17,6 +17,8 @@ __all__ = ['EvolutionConv2d']
 FUNCTIONS = {
     'static': 'mmext.StaticConv2d',
     'involution': 'mmext.Involution2d',
+    'self_attention': 'mmext.SelfAttention2d',
+    'token_mixing': 'mmext.TokenMixing2d',
     'conditional': 'mmext.CondConv2d',
 }
 
@@ -33,6 +35,8 @@ class EvolutionConv2d(EvolutionOperator2d):
     | :-- | :-- | :-- | :-- | :-- |
     | ``static`` | a parameter: ``nn.Conv2d`` | agnostic | specific | no |
     | ``involution`` | from the pixel itself | specific | agnostic in a group | yes |
+    | ``self_attention`` | from pairs of pixels, all of them or those of a window | specific | agnostic in a head | yes |
+    | ``token_mixing`` | a parameter for every pair of pixels | specific | agnostic | no |
     | ``conditional`` | experts, mixed by the whole image | agnostic | specific | yes |
 
     Args:

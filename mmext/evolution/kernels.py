@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmext.evolution.positions import Positions
-from mmext.numerics import at_least_float32
+from mmext.numerics import at_least_float32, in_transform
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.ops.neighborhood import neighborhood_aggregate, neighborhood_mask
 from mmext.ops.sample_conv import sample_conv2d
@@ -184,12 +184,18 @@ class AttentionKernel(FactoredKernel):
 
     def aggregate(self, x: Tensor) -> Tensor:
         value = x.flatten(2).unflatten(1, (self.query.shape[1], -1)).transpose(-1, -2)
-        out = F.scaled_dot_product_attention(self.query.to(x.dtype), self.key.to(x.dtype), value)
+        if in_transform():  # torch's fused attention has no derivative of forward mode
+            out = self._weights() @ value
+        else:
+            out = F.scaled_dot_product_attention(self.query.to(x.dtype), self.key.to(x.dtype), value)
         return out.transpose(-1, -2).flatten(1, 2).unflatten(2, self.size)
 
     def dense(self, x: Tensor) -> DenseKernel:
+        return _everywhere(self._weights(), x.shape[1], self.size)
+
+    def _weights(self) -> Tensor:
         logits = self.query @ self.key.transpose(-1, -2) * self.query.shape[-1] ** -0.5
-        return _everywhere(logits.softmax(-1), x.shape[1], self.size)
+        return logits.softmax(-1)
 
 
 @dataclass
