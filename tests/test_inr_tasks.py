@@ -610,7 +610,7 @@ def test_norms_over_positions_alleviate_the_spectral_bias():
     for variant in ('relu', 'bn', 'cn', 'pe', 'cn-pe'):
         torch.manual_seed(0)
         cfg = Config.fromfile(ROOT / f'configs/inr/small/{variant}_28x10_1k_camera-64.py')
-        quality[variant] = fit(MODELS.build(cfg.model), *batch(size=64), steps=600)['PSNR']
+        quality[variant] = fit(MODELS.build(cfg.model), *batch(size=48), steps=300)['PSNR']
     assert quality['bn'] > quality['relu'] + 3
     assert quality['cn'] > quality['relu'] + 3
     assert quality['cn-pe'] > quality['pe'] + 3
