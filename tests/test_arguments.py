@@ -20,6 +20,7 @@ import mmext
 from mmext.arguments import Cfg, Count, Pattern, Positive, above, at_most, checked, guard, laws_of, some
 from mmext.convs import RefConv2d
 from mmext.errors import UsageError
+from mmext.evolution.token_attention import TokenAttention
 from mmext.inr.base import CoordNetwork
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.operators import MeasurementOperator
@@ -79,6 +80,9 @@ def outputs(name, built, arguments):
     kind = COMPONENTS[name].__module__.split('.')[1]
     if name == 'ParallelBranch':
         return built(torch.randn(2, 8, 24, 24), torch.randn(2, built.scale.numel(), 24, 24))
+    if isinstance(built, TokenAttention):
+        rows, columns = built.grid or (3, 3)
+        return built(torch.randn(2, built.num_extra_tokens + rows * columns, built.embed_dims))
     if kind in ('convs', 'evolution', 'activations', 'blocks'):
         size = built.size if 'other sizes' in getattr(built, 'refuses', ()) else (24, 24)
         return built(torch.randn(2, channels, *size))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from mmcv.cnn.bricks.drop import build_dropout
 from torch import Tensor, nn
 
-from mmext.arguments import Cfg, Count, DropRate, Natural, NonNegative, Repeats
+from mmext.arguments import Cfg, Count, DropRate, Natural, NonNegative, Repeats, at_most
 
 __all__ = ['TokenAttention']
 
@@ -55,7 +55,7 @@ class TokenAttention(nn.Module):
         proj_drop: DropRate = 0.0,
         dropout_layer: Cfg | None = None,
         layer_scale_init_value: NonNegative = 0.0,
-        num_extra_tokens: Natural = 0,
+        num_extra_tokens: Annotated[Natural, at_most(2**12)] = 0,
         grid: tuple[Repeats, Repeats] | None = None,
     ) -> None:
         super().__init__()
