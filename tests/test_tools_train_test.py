@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from registered import ALL
 from torch import nn
 
 import mmext.cli as cli
@@ -338,13 +339,16 @@ def test_guard_is_added_once_and_runs_by_name(config, work):
     assert sum(isinstance(hook, CheckpointGuardHook) for hook in runner.hooks) == 1
 
 
+WRAPPERS = [n for n in ALL['optim_wrapper'].module_dict if not n.endswith('AmpOptimWrapper')]
+
+
 @pytest.mark.parametrize(
     ('kind', 'expected'),
     [
         (None, 'AmpOptimWrapper'),
         ('OptimWrapper', 'AmpOptimWrapper'),
         ('AmpOptimWrapper', 'AmpOptimWrapper'),
-        ('mmext.SAGDOptimWrapper', 'mmext.SAGDAmpOptimWrapper'),
+        *((f'mmext.{name}', f'mmext.{name.replace("OptimWrapper", "AmpOptimWrapper")}') for name in WRAPPERS),
     ],
 )
 def test_amp_maps_the_wrapper(monkeypatch, kind, expected):
@@ -355,7 +359,7 @@ def test_amp_maps_the_wrapper(monkeypatch, kind, expected):
 
 
 def test_amp_and_auto_scale_lr_say_what_they_need(config, work, monkeypatch):
-    with pytest.raises(UsageError, match='got ApexOptimWrapper'):
+    with pytest.raises(UsageError, match='ApexOptimWrapper has none'):
         run_train(config(CLS, "optim_wrapper = dict(type='ApexOptimWrapper')"), work, '--amp')
     monkeypatch.setitem(train['enable_amp'].__globals__, 'is_cuda_available', lambda: False)
     with pytest.raises(UsageError, match='--amp needs an accelerator'):

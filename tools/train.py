@@ -16,9 +16,8 @@ from mmengine.runner import Runner
 from mmext import cli
 from mmext.checkpoints import hand_over, newest_checkpoint
 from mmext.errors import UsageError
+from mmext.optim.mixed_precision import mixed_precision_of
 from mmext.registry import name_of, resolve
-
-AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'mmext.SAGDOptimWrapper': 'mmext.SAGDAmpOptimWrapper'}
 
 
 def main(argv: Sequence[str] | None = None) -> Runner:
@@ -58,15 +57,15 @@ def enable_amp(cfg: Config) -> None:
     """Replace the optimizer wrapper by the one that does the same in mixed precision."""
     wrapper = cfg.optim_wrapper
     given = resolve(wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
-    kind = wrapper.type if given is None else name_of(given, OPTIM_WRAPPERS)
-    if kind not in (*AMP_WRAPPERS, *AMP_WRAPPERS.values()):
+    kind = None if given is None else mixed_precision_of(given)
+    if kind is None:
         raise UsageError(
-            f'--amp replaces the optimizer wrappers {", ".join(AMP_WRAPPERS)}, got {kind}; set its mixed-precision '
-            'counterpart in the config and leave out --amp'
+            f'--amp replaces an optimizer wrapper by the registered one that derives from it and from AmpOptimWrapper, and '
+            f'{wrapper.type if given is None else given.__name__} has none; register one, or leave out --amp'
         )
     if not (is_cuda_available() or is_npu_available() or is_mlu_available() or is_musa_available()):
         raise UsageError('--amp needs an accelerator (mmengine has no mixed precision on the CPU); leave it out')
-    wrapper.type = AMP_WRAPPERS.get(kind, kind)
+    wrapper.type = name_of(kind, OPTIM_WRAPPERS)
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
