@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
+from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,8 +21,7 @@ __all__ = ['Backbone']
 class Backbone(BaseModule):
     """A stem and scales of falling size.
 
-    A subclass builds its modules, sets ``out_channels`` and ``out_strides``, and calls :meth:`finish` at the end of its
-    constructor. With a ``stem`` and ``stages``, each with its ``blocks``, all else is here. A network of another shape
+    A subclass builds its modules, calls :meth:`set_outputs`, and calls :meth:`finish` at the end of its constructor. With a ``stem`` and ``stages``, each with its ``blocks``, all else is here. A network of another shape
     defines :meth:`parts`, :meth:`forward` and :meth:`get_layer_depth`.
 
     Args:
@@ -41,6 +42,7 @@ class Backbone(BaseModule):
 
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
+    init_cfg: dict | list | None
     stem: Any
     #: Any, because torch does not tell what attributes a module has.
     stages: Any
@@ -74,6 +76,8 @@ class Backbone(BaseModule):
             )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.out_norms: Any = nn.ModuleList()
+        self.pooled_norm: nn.Module | None = None
 
     @classmethod
     def architecture(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -82,16 +86,19 @@ class Backbone(BaseModule):
         Raises:
             ValueError: If the name is unknown, or an entry is missing, unknown or against the laws.
         """
-        name, entries = cls.__name__, list(inspect.signature(cls.arch_laws).parameters)
+        name, entries = cls.__name__, inspect.signature(cls.arch_laws).parameters
         form = f'dict({", ".join(f"{entry}=..." for entry in entries)})'
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
                 raise ValueError(f'{name} knows the archs {sorted(cls.arch_zoo)}, got {arch!r}; or pass {form}')
             arch = cls.arch_zoo[arch]
-        if set(arch) != set(entries):
+        defaults = {entry: p.default for entry, p in entries.items() if p.default is not p.empty}
+        if not set(entries) - set(defaults) <= set(arch) <= set(entries):
             raise ValueError(f'{name} needs arch={form}, got the keys {sorted(map(str, arch))}')
         check(name, cls.arch_laws, (), arch)
-        found = {key: tuple(value) if isinstance(value, Sequence) else value for key, value in arch.items()}
+        whole = {entry: arch.get(entry, defaults.get(entry)) for entry in entries}
+        listed = {key for key, value in whole.items() if isinstance(value, Sequence) and not isinstance(value, str)}
+        found = {key: tuple(value) if key in listed else value for key, value in whole.items()}
         cls.arch_laws(**found)
         return found
 
@@ -99,6 +106,49 @@ class Backbone(BaseModule):
     def drop_rates(last: float, number: int) -> list[float]:
         """Return the drop probabilities of ``number`` blocks, which rise linearly from 0 to ``last``."""
         return [last * i / max(number - 1, 1) for i in range(number)]
+
+    def set_outputs(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        out_norm: dict | None = None,
+        pooled_norm: nn.Module | None = None,
+    ) -> None:
+        """Say what the maps of ``out_indices`` are, and build what stands behind them.
+
+        Args:
+            channels: Channels of each returned map.
+            strides: Stride of each returned map.
+            out_norm: Norm of each returned map.
+            pooled_norm: Norm of vectors; with it the last output is the mean over its positions, normalized, (N, C, 1, 1).
+        """
+        self.out_channels, self.out_strides = tuple(channels), tuple(strides)
+        if out_norm is not None:
+            self.out_norms = nn.ModuleList(build_norm_layer(out_norm, c)[1] for c in self.out_channels)
+        self.pooled_norm = pooled_norm
+
+    def outputs(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the hosts get of the maps of ``out_indices``."""
+        outs = [norm(x) for norm, x in zip(self.out_norms, maps, strict=True)] if len(self.out_norms) else list(maps)
+        if self.pooled_norm is not None:
+            outs[-1] = self.pooled_norm(outs[-1].mean((2, 3)))[..., None, None]
+        return tuple(outs)
+
+    @torch.no_grad()
+    def draw_kernels(self, *own: type[nn.Module], std: float = 0.02) -> None:
+        """Draw kernels from a truncated normal distribution and set biases to zero.
+
+        Args:
+            *own: Layers of the pack whose kernels are meant, too, beside torch's convolutions and linear layers.
+            std: Standard deviation.
+        """
+        for module in self.modules():
+            if type(module) in (nn.Conv2d, nn.Linear) or isinstance(module, own):
+                for name, parameter in module.named_parameters():
+                    if parameter.ndim > 1:
+                        nn.init.trunc_normal_(parameter, std=std)
+                    elif name.endswith('bias'):
+                        nn.init.zeros_(parameter)
 
     def draw(self) -> None:
         """Draw the start as the authors do, in place; torch's own start where a subclass says nothing."""
@@ -109,11 +159,29 @@ class Backbone(BaseModule):
         self.freeze()
 
     def init_weights(self) -> None:
-        """Draw the start again, or apply ``init_cfg`` where there is one."""
-        again = not self.is_init and not self.init_cfg
+        """Draw the start again, or apply ``init_cfg`` where there is one.
+
+        A ``Pretrained`` checkpoint in it may be a local file as the authors of the network published it.
+        """
+        if self.is_init:
+            super().init_weights()
+            return
+        given, published = self.init_cfg, {}
+        if given:
+            from mmext.official import local_files, published_state  # converters know all layers, and are slow to import
+
+            for cfg in local_files(self):
+                if (state := published_state(self, cfg['checkpoint'])) is not None:
+                    published[cfg['checkpoint']] = state
+        if published:
+            cfgs = [given] if isinstance(given, dict) else given or []
+            self.init_cfg = [cfg for cfg in cfgs if cfg.get('checkpoint') not in published]
         super().init_weights()
-        if again:
+        self.init_cfg = given
+        if not given:
             self.draw()
+        for state in published.values():
+            self.load_state_dict(state, strict=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (N, C, H, W), to the maps of ``out_indices``."""
@@ -123,7 +191,7 @@ class Backbone(BaseModule):
             x = stage(x)
             if i in self.out_indices:
                 outs.append(x)
-        return tuple(outs)
+        return self.outputs(outs)
 
     def parts(self) -> list[list[nn.Module]]:
         """Return the modules of the stem, then those of each scale."""

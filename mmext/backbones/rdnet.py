@@ -158,12 +158,9 @@ class RDNet(Backbone):
                 channels += growth
             self.stages.append(blocks)
             widths.append(channels)
-        self.out_channels = tuple(widths[self.bounds[i][1] - 1] for i in self.out_indices)
-        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
-        self.pooled_norm = nn.LayerNorm(self.out_channels[-1]) if pooled_norm else None
-        self.out_norms = ModuleList(
-            nn.Identity() if out_norm is None else build_norm_layer(out_norm, c)[1] for c in self.out_channels
-        )
+        last = [widths[self.bounds[i][1] - 1] for i in self.out_indices]
+        norm = nn.LayerNorm(last[-1]) if pooled_norm else None
+        self.set_outputs(last, [4 * 2**i for i in self.out_indices], out_norm, norm)
         self.finish()
 
     @torch.no_grad()
@@ -186,10 +183,8 @@ class RDNet(Backbone):
                 for block in blocks:
                     x = torch.cat([x, block(x)], 1)
             if number in self.out_indices:
-                outs.append(self.out_norms[len(outs)](x))
-        if self.pooled_norm is not None:
-            outs[-1] = self.pooled_norm(outs[-1].mean((2, 3)))[..., None, None]
-        return tuple(outs)
+                outs.append(x)
+        return self.outputs(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         number = len(self.stages) + 2

@@ -186,9 +186,8 @@ class XMLP(Backbone):
                 self.stages.append(Sequential(OrderedDict(blocks=blocks)))
             else:
                 self.stages.append(Sequential(OrderedDict(shrink=shrink, blocks=blocks)))
-        self.out_channels = tuple(channels[i] for i in self.out_indices)
-        self.out_strides = tuple(stem_stride * 2**i for i in self.out_indices)
-        self.out_norms = ModuleList(build_norm_layer(norm_cfg, c)[1] for c in self.out_channels)
+        strides_out = [stem_stride * 2**i for i in self.out_indices]
+        self.set_outputs([channels[i] for i in self.out_indices], strides_out, norm_cfg)
         self.finish()
 
     def draw(self) -> None:
@@ -208,7 +207,7 @@ class XMLP(Backbone):
             raise ValueError(
                 f'XMLP was built for images of {self.fixed_size}, got {tuple(x.shape[-2:])}; resize them, or set img_size'
             )
-        return tuple(norm(out) for norm, out in zip(self.out_norms, super().forward(x), strict=True))
+        return super().forward(x)
 
     @torch.no_grad()
     def spatial_factors(self, stage: int, channel: int = 0) -> tuple[Tensor, Tensor]:

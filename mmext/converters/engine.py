@@ -55,6 +55,22 @@ class Layer(dict[str, Any]):
             )
         return value
 
+    def part(self, prefix: str) -> Layer:
+        """Return the tensors whose names begin with ``prefix``, as a layer of their own; they count as asked for."""
+        inside = {k.removeprefix(prefix): v for k, v in self.items() if k.startswith(prefix)}
+        self.used.update(f'{prefix}{k}' for k in inside)
+        return Layer(f'{self.name}.{prefix}'.rstrip('.'), inside, self.notes)
+
+    def renamed(self, *names: tuple[str, str]) -> dict[str, Tensor]:
+        """Return the tensors that a pattern fits, under the name that the first such pattern gives them."""
+        ours = {}
+        for key in self:
+            for pattern, replacement in names:
+                if re.fullmatch(pattern, key):
+                    ours[re.sub(f'^{pattern}$', replacement, key)] = self[key]
+                    break
+        return ours
+
     def other(self, key: str) -> Any:
         """Return a value that need not be a tensor, or None."""
         self.used.add(key)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
 
 from mmext.checkpoints import hand_over, read_checkpoint, release, serve, state_dict_of, unwrap
 from mmext.fit import check_resumable, check_start, check_whole
-from mmext.hosts import loads_weights
+from mmext.official import local_files, published_state
 from mmext.registry import HOOKS
 
 __all__ = ['CheckpointGuardHook']
@@ -43,9 +42,11 @@ class CheckpointGuardHook(Hook):
         if not isinstance(runner._train_loop, BaseLoop) or runner._resume:
             return
         for name, module in unwrap(runner.model).named_modules():
-            for cfg in _pretrained(module):
+            for cfg in local_files(module):
                 content = read_checkpoint(cfg['checkpoint'])
                 hand_over(cfg['checkpoint'], content)
+                if published_state(module, cfg['checkpoint'], content) is not None:
+                    continue  # converted where it is loaded, if it fits whole
                 saved, prefix = state_dict_of(content), cfg.get('prefix') or ''
                 prefix += '.' if prefix and not prefix.endswith('.') else ''
                 saved = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
@@ -69,10 +70,3 @@ def _is_test(runner: Runner) -> bool:
     """Tell whether the weights are evaluated as they are: a validation or test runs, and no training."""
     loops = [getattr(runner, name, None) for name in ('_train_loop', '_val_loop', '_test_loop')]
     return not isinstance(loops[0], BaseLoop) and any(isinstance(loop, BaseLoop) for loop in loops)
-
-
-def _pretrained(module: nn.Module) -> list[dict]:
-    cfgs = getattr(module, 'init_cfg', None) or []
-    cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
-    # What is downloaded or comes from a model zoo is mmengine's to check.
-    return [c for c in cfgs if loads_weights(c) and '://' not in (c.get('checkpoint') or '://')]

@@ -46,6 +46,17 @@ def depthwise(cls, channels, size, **kwargs):
     return cls(channels, channels, size, padding=size // 2, groups=channels, **kwargs)
 
 
+def last_map(cls, **kwargs):
+    """Return what makes a backbone of ours that returns the map of its last scale alone."""
+
+    def make():
+        net = cls(**kwargs, out_indices=(-1,))
+        net.register_forward_hook(lambda _, args, outs: outs[0])
+        return net
+
+    return make
+
+
 def all_cases():
     """Return (system, name, case) of all files."""
     modules = {name: importlib.import_module(f'official_layers.{name}') for name in SYSTEMS}
