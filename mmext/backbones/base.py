@@ -21,8 +21,9 @@ __all__ = ['Backbone']
 class Backbone(BaseModule):
     """A stem and scales of falling size.
 
-    A subclass builds its modules, calls :meth:`set_outputs`, and calls :meth:`finish` at the end of its constructor. With a ``stem`` and ``stages``, each with its ``blocks``, all else is here. A network of another shape
-    defines :meth:`parts`, :meth:`forward` and :meth:`get_layer_depth`.
+    A subclass builds its modules, calls :meth:`set_outputs`, and calls :meth:`finish` at the end of its constructor. With a
+    ``stem`` and ``stages``, each with its ``blocks``, all else is here. A network of another shape defines :meth:`parts`,
+    :meth:`forward` and :meth:`get_layer_depth`.
 
     Args:
         out_indices: Scales whose maps are returned, negative ones counted from the last.
@@ -168,7 +169,10 @@ class Backbone(BaseModule):
             return
         given, published = self.init_cfg, {}
         if given:
-            from mmext.official import local_files, published_state  # converters know all layers, and are slow to import
+            from mmext.official import (  # converters know all layers, and are slow to import
+                local_files,
+                published_state,
+            )
 
             for cfg in local_files(self):
                 if (state := published_state(self, cfg['checkpoint'])) is not None:
