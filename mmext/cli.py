@@ -30,6 +30,7 @@ __all__ = [
     'Options',
     'add_common_arguments',
     'add_config_arguments',
+    'add_shape',
     'add_trust',
     'build_runner',
     'build_subject',
@@ -222,6 +223,13 @@ def _set_loader_defaults(cfg: Config) -> None:
             loader.setdefault('pin_memory', torch.cuda.is_available())
             loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
             loader.setdefault('collate_fn', {'type': 'default_collate'})
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Add ``--shape``, the size of the image that a model is run with."""
+    parser.add_argument(
+        '--shape', type=positive, nargs=2, default=(224, 224), metavar=('H', 'W'), help='size of the input'
+    )
 
 
 def add_trust(parser: argparse.ArgumentParser, what: str) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     'CannotFold',
     'DescribesSignal',
     'DrawsLinear',
+    'EvolvesKernel',
     'Exemplified',
     'FitsWhole',
     'Folds',
@@ -148,6 +149,27 @@ class PlacesNorm(Protocol):
     """A conv layer that takes the norm of its block as ``norm_cfg`` and puts it inside; asked of the class."""
 
     places_norm: bool
+
+
+@runtime_checkable
+class EvolvesKernel(Protocol):
+    """An operator whose kernel is a function of the input or of the position, so that it is looked at for an input.
+
+    Three flags say as data what its kernel depends on. The catalogue prints them, and pictures are arranged by them.
+    """
+
+    #: Whether the kernel differs from output pixel to output pixel.
+    spatial_specific: bool
+    #: Whether every channel has a kernel of its own.
+    channel_specific: bool
+    #: Whether the kernel depends on the input.
+    dynamic: bool
+
+    def evolution_kernel(self, x: Tensor) -> Any:
+        """Return the kernel of ``x``; its ``aggregate`` is linear in what it aggregates."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what the kernel aggregates."""
 
 
 @runtime_checkable

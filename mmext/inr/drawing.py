@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,15 +138,6 @@ def radial_spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
         The frequencies r, from 1 / n to 1 / 2, and S(r).
     """
     return _rings(_magnitude(image))
-
-
-def replace_file(path: str | Path, content: bytes) -> None:
-    """Write a file beside its place, then move it there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _caption(name: str, quality: Mapping[str, float]) -> str:

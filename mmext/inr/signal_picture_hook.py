@@ -15,7 +15,9 @@ from mmengine.runner import Runner
 
 from mmext.arguments import Repeats
 from mmext.checkpoints import unwrap
-from mmext.inr.drawing import draw_progress, draw_reconstruction, replace_file, save_figure
+from mmext.drawing import save_figure
+from mmext.files import write_whole
+from mmext.inr.drawing import draw_progress, draw_reconstruction
 from mmext.inr.reconstruction_metric import reconstruction_quality
 from mmext.registry import HOOKS
 
@@ -117,7 +119,7 @@ class SignalPictureHook(Hook):
         if history is not None and 'PSNR' in quality:
             history[:] = [point for point in history if point['iter'] < iteration]
             history.append({'iter': iteration, **quality})
-            replace_file(folder / 'progress.json', json.dumps(history, indent=1).encode())
+            write_whole(folder / 'progress.json', json.dumps(history, indent=1).encode())
             self._stale = True
         if name is not None:
             title = Path(str(sample.get('signal', 'signal'))).name + (

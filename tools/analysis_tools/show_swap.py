@@ -32,9 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config whose model uses mmext.swap_layers, or an mmext layer as conv_cfg')
-    parser.add_argument(
-        '--shape', type=cli.positive, nargs=2, default=(224, 224), metavar=('H', 'W'), help='size of the input'
-    )
+    cli.add_shape(parser)
     parser.add_argument('--no-flops', action='store_true', help='count parameters only, which needs no forward')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config')
     return parser.parse_args(argv)
