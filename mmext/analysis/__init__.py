@@ -1,1 +1,1 @@
-"""What the analysis tools share: timing, and later drawing."""
+"""What the analysis tools share: measuring, reading kernels and fields, and drawing them."""

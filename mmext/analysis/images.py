@@ -51,4 +51,4 @@ def model_inputs(model: nn.Module, images: Sequence[np.ndarray]) -> Tensor:
         samples = [BaseDataElement(metainfo={**size, 'scale_factor': (1.0, 1.0)}) for size in sizes]
         return model.data_preprocessor(dict(inputs=raw, data_samples=samples), False)['inputs']
     batch = torch.stack(raw).flip(1).float()
-    return (batch - batch.mean((2, 3), keepdim=True)) / batch.std((1, 2, 3), keepdim=True).clamp_min(1)
+    return (batch - batch.mean((1, 2, 3), keepdim=True)) / batch.std((1, 2, 3), keepdim=True).clamp_min(1)

@@ -166,8 +166,9 @@ def read_kernels(
         layer = modules[name]
         same = not (isinstance(layer, EvolvesKernel) and layer.spatial_specific)
         places = [(0.5, 0.5)] if same else points
-        maps, *where = kernel_maps(layer, seen[name], places, channels * len(points) if same else channels)
-        found.append(LayerKernels(name, type(layer).__name__, same, maps.cpu(), *where))
+        count = channels * len(points) if same else channels
+        maps, pixels, chosen, size = kernel_maps(layer, seen[name], places, count)
+        found.append(LayerKernels(name, type(layer).__name__, same, maps.cpu(), pixels, chosen, size))
     return found
 
 

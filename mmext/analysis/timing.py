@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmext.drawing import new_figure, save_figure
 from mmext.ops import native_status
 
 __all__ = ['Report', 'check', 'interleave', 'main', 'plot', 'say', 'setting', 'write']
@@ -71,19 +72,15 @@ class Report:
 
 def plot(rows: list[dict], path: Path) -> None:
     """Draw the speed-ups and their targets."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
     rows = [row for row in rows if 'ours' in row]
-    figure, axis = plt.subplots(figsize=(9, 0.35 * len(rows) + 1.2), layout='constrained')
+    figure = new_figure(9, 0.35 * len(rows) + 1.2)
+    axis = figure.subplots()
     axis.barh([row['figure'] for row in rows], [row['value'] for row in rows], color='#4878a8', label='measured')
     axis.plot([row['target'] for row in rows], range(len(rows)), 'k|', markersize=14, label='target')
     axis.set(xscale='log', xlabel='times faster (medians)')
     axis.invert_yaxis()
     axis.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def say(line: str) -> None:

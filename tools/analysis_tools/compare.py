@@ -33,6 +33,7 @@ from mmext.analysis.timing import interleave
 from mmext.contracts import FreezesStatistics, MakesInputs
 from mmext.errors import UsageError
 from mmext.export import TensorMode, example_inputs
+from mmext.drawing import new_figure, save_figure
 from mmext.folding import fold
 
 ROOT = Path(__file__).parents[2]
@@ -151,18 +152,13 @@ def table(rows: Sequence[dict], title: str) -> str:
 
 def plot(rows: Sequence[dict], title: str, path: Path) -> None:
     """Draw the metric with its spread over the cost of a training step, a color for each reference."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
     # What all names end with tells nothing apart.
     first = rows[0]['name']
     endings = (first[i:] for i, letter in enumerate(first) if letter == '_')
     ending = next((e for e in endings if len(rows) > 1 and all(row['name'].endswith(e) for row in rows)), '')
     groups = list(dict.fromkeys(row['reference'] for row in rows))
-    figure, axes = plt.subplots(1, len(groups), figsize=(6 * len(groups), 5), layout='constrained', squeeze=False)
-    for axis, group in zip(axes[0], groups, strict=True):
+    figure = new_figure(6 * len(groups), 5)
+    for axis, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         members = [row for row in rows if row['reference'] == group]
         for row in members:
             color = '#c44e52' if row['name'] == group else '#4878a8'
@@ -177,7 +173,7 @@ def plot(rows: Sequence[dict], title: str, path: Path) -> None:
         axis.set(xlabel='training step, one thread (ms)', ylabel=title, title=f'beside {group}')
         axis.grid(alpha=0.3)
         axis.margins(x=0.2)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, 110)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
