@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mmext.contracts import EvolvesKernel, Folds
+from mmext.drawing import new_figure
 from mmext.errors import UsageError, reason
 from mmext.export import TensorMode
-from mmext.drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmext.drawing import new_figure
 from mmext.errors import UsageError, reason
 from mmext.export import TensorMode, same_draws
-from mmext.drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from mmext import cli
 from mmext.analysis.timing import interleave
 from mmext.contracts import FreezesStatistics, MakesInputs
+from mmext.drawing import new_figure, save_figure
 from mmext.errors import UsageError
 from mmext.export import TensorMode, example_inputs
-from mmext.drawing import new_figure, save_figure
 from mmext.folding import fold
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ import torch
 from mmext import cli
 from mmext.analysis.images import load_image, model_inputs
 from mmext.analysis.receptive_field import SHARES, draw_receptive_fields, receptive_field, smallest_squares
-from mmext.errors import UsageError
 from mmext.drawing import save_figure
+from mmext.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
