@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.arguments import check_conv2d
+from mmext.takeover import warn_if_lost
 
 __all__ = ['ExtConv2d', 'ForeignWeightError', 'InnerConv2d', 'flattened']
 
@@ -44,6 +45,7 @@ class ExtConv2d(nn.Conv2d):
         keeps_weight: Whether the layer has a ``weight`` at all, see :meth:`drop_weight`.
         loads_bias: Whether a plain bias is taken by :meth:`load_bias`, and not loaded into the layer's own ``bias``.
         loads_kernel_exactly: Whether a layer that starts from a given kernel computes with it as it is, or comes near to it.
+        is_copy: Whether the layer was copied from another one, or read from a file as a whole.
 
     Raises:
         TypeError: If a keyword is an argument neither of ``nn.Conv2d`` nor of the subclass.
@@ -63,6 +65,7 @@ class ExtConv2d(nn.Conv2d):
     keeps_weight: bool = True
     loads_kernel_exactly: bool = True
     loads_bias: bool = False
+    is_copy: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         plain = inspect.signature(nn.Conv2d).parameters
@@ -157,12 +160,14 @@ class ExtConv2d(nn.Conv2d):
             destination[key] = weight.unsqueeze(0)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        taken, bias = None, state_dict.get(f'{prefix}bias')
         if self.loads_kernel and self.holds_plain_kernel(state_dict, prefix):
             like = next(self.parameters())
+            taken = self.fill_window(state_dict.pop(f'{prefix}weight').to(like))
             with torch.no_grad():
-                self.load_kernel(self.fill_window(state_dict.pop(f'{prefix}weight').to(like)))
-                if self.loads_bias and (bias := state_dict.pop(f'{prefix}bias', None)) is not None:
-                    self.load_bias(bias.to(like))
+                self.load_kernel(taken)
+                if self.loads_bias and bias is not None:
+                    self.load_bias(state_dict.pop(f'{prefix}bias').to(like))
             # The loaders hand every module a dictionary of its own, from which the children are loaded after this.
             for name, tensor in self.state_dict().items():
                 state_dict.setdefault(f'{prefix}{name}', tensor)
@@ -170,6 +175,16 @@ class ExtConv2d(nn.Conv2d):
         if weight is not None and weight.ndim == 5 and not self.weight_is_kernel:
             state_dict = {**state_dict, key: weight.squeeze(0)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        own = [f'{prefix}{name}' for name in self.state_dict() if name not in ('weight', 'bias')]
+        if weight is not None and not any(key in state_dict for key in own):
+            taken = weight
+        # A copy is silent: an average of the model learns nothing by itself either.
+        if taken is not None and not (self.is_copy or (self.weight_is_kernel and self.keeps_weight)):
+            warn_if_lost(prefix.rstrip('.'), self, taken, bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = getattr(super(), '__getstate__', lambda: self.__dict__)  # a method of object since Python 3.11
+        return {**state(), 'is_copy': True}
 
     def plain_geometry(self) -> dict[str, Any]:
         """Return stride, padding, dilation and groups of the plain convolution that this layer amounts to.

@@ -4,8 +4,8 @@ from mmext.surgery.channels import auto_channels, fill_channels
 from mmext.surgery.insert import inserted_blocks
 from mmext.surgery.sites import CallSites, host_class
 from mmext.surgery.swap import build_wrapped, swap_layers, unwrapped
-from mmext.surgery.takeover import distance, verdict
 from mmext.surgery.undo import merge_swap, undo_swap
+from mmext.takeover import distance, verdict
 
 __all__ = [
     'CallSites',

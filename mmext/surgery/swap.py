@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from mmext.registry import MODELS, resolve
 from mmext.surgery.insert import Gated, insert_block, misfit
 from mmext.surgery.layout import ChannelsLast, channel_axis
 from mmext.surgery.rules import Insertion, Rule, as_pair, choose, parse
-from mmext.surgery.takeover import distance, verdict
 from mmext.surgery.trial import Place, Point, Shape, try_out
 from mmext.surgery.undo import remember
+from mmext.takeover import distance, is_frozen, verdict
 
 __all__ = ['build_wrapped', 'swap_layers', 'unwrapped']
 
@@ -111,9 +112,17 @@ def swap_layers(
     insertions = [rule for rule in parsed if isinstance(rule, Insertion)]
     for rule in swaps:
         rule.keep_weights = built is model if rule.keep_weights is None else rule.keep_weights
-    lines = _replace(built, swaps, input_shape) + _insert(built, insertions, input_shape)
+    lines, lossy = _replace(built, swaps, input_shape)
+    lines += _insert(built, insertions, input_shape)
     # The hosts freeze stages in train(); running it again reaches the new layers before an optimizer or DDP sees them.
     built.train(built.training)
+    if frozen := [name for name, layer in lossy.items() if is_frozen(layer)]:
+        print_log(
+            f'{", ".join(frozen)}: frozen from the start, and no checkpoint makes the new layer compute as the old one did; '
+            'leave it out by skip=..., or do not freeze it',
+            'current',
+            logging.WARNING,
+        )
     print_log('\n'.join([f'swap_layers changed {type(built).__name__}:', *lines]), logger='current')
     return built
 
@@ -123,8 +132,10 @@ def _is_shape(value: Any) -> bool:
     return whole and len(value) == 3
 
 
-def _replace(model: nn.Module, rules: list[Rule], input_shape: Sequence[int] | None) -> list[str]:
-    """Replace layers and return the lines of the log."""
+def _replace(
+    model: nn.Module, rules: list[Rule], input_shape: Sequence[int] | None
+) -> tuple[list[str], dict[str, nn.Module]]:
+    """Replace layers; return the lines of the log, and the layers that compute anew and load no kernel, by name."""
     chosen = choose(model, rules)
     places: dict[tuple[int, str], tuple[Place, Rule]] = {}
     for name, (old, rule) in chosen.items():
@@ -150,11 +161,11 @@ def _replace(model: nn.Module, rules: list[Rule], input_shape: Sequence[int] | N
             f'swap_layers replaced nothing in {type(model).__name__}: its forward never calls {list(chosen)[:5]}; name '
             'layers that it calls'
         )
-    lines = _table(rows)
+    lines, lossy = _table(rows)
     remember(model, [place for place, *_ in rows])
     for place, layers, _ in rows:
         place.put(layers)
-    return lines
+    return lines, lossy
 
 
 def _insert(model: nn.Module, rules: list[Insertion], input_shape: Sequence[int] | None) -> list[str]:
@@ -350,8 +361,14 @@ def _alike(place: Place, new: list[nn.Module]) -> tuple:
     return (type(place.old), _kind(*new), getattr(new[0], 'kernel_size', None), depthwise, *geometry)
 
 
-def _table(rows: list[tuple[Place, list[nn.Module], Shape | None]]) -> list[str]:
-    """Return a line for each layer: classes, parameters, and how the new one takes the old one's weights."""
+def _table(
+    rows: list[tuple[Place, list[nn.Module], Shape | None]],
+) -> tuple[list[str], dict[str, nn.Module]]:
+    """Return a line for each layer: classes, parameters, and how the new one takes the old one's weights.
+
+    Beside the lines come the layers that are no convolutions and do not compute as their predecessors: the others tell what
+    they lose when they load a checkpoint.
+    """
 
     def count(*modules: nn.Module) -> int:
         return sum(p.numel() for module in modules for p in module.parameters())
@@ -365,7 +382,7 @@ def _table(rows: list[tuple[Place, list[nn.Module], Shape | None]]) -> list[str]
         for kind, (place, new, shape) in smallest.items()
     }
     width = max((len(place.name) for place, *_ in rows), default=0)
-    lines, shown = [], set()
+    lines, shown, lossy = [], set(), {}
     for place, new, _ in rows:
         if new[0] not in shown:
             shown.add(new[0])
@@ -374,4 +391,6 @@ def _table(rows: list[tuple[Place, list[nn.Module], Shape | None]]) -> list[str]
                 f'{place.name:{width}}  {type(place.old).__name__} -> {_kind(*new)}  {count(place.old):,} -> {count(*new):,} '
                 f'parameters, takes a checkpoint: {taken}'
             )
-    return lines
+            if taken != 'exact' and not isinstance(place.old, nn.Conv2d):
+                lossy[place.name] = new[0]
+    return lines, lossy

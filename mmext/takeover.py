@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
-from torch import nn
+from mmengine.logging import print_log
+from torch import Tensor, nn
 
-__all__ = ['distance', 'verdict']
+__all__ = ['distance', 'is_frozen', 'verdict', 'warn_if_lost']
 
 #: Relative distances of outputs: up to the first a layer takes its predecessor's weights exactly, up to the second nearly.
 EXACT, NEAR = 1e-4, 0.5
@@ -37,7 +39,7 @@ def distance(old: nn.Module, new: nn.Module, shape: tuple[int, ...] | None = Non
             generator = torch.Generator().manual_seed(0)
             x = torch.randn(shape or _smallest(old), generator=generator).to(like.device, torch.float32)
             x = x.to(like) if like.is_floating_point() else x
-            a, b = before(x).double(), after(x).double()
+            a, b = before(x.clone()).double(), after(x).double()  # an activation may work in place
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             return float('inf')
     if a.shape != b.shape:
@@ -48,6 +50,43 @@ def distance(old: nn.Module, new: nn.Module, shape: tuple[int, ...] | None = Non
 def verdict(error: float) -> str:
     """Return ``'exact'``, ``'near (0.12)'`` or ``'none'``."""
     return 'exact' if error <= EXACT else f'near ({error:.2g})' if error <= NEAR else 'none'
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Tell whether a layer has parameters and learns none of them."""
+    learning = [p.requires_grad for p in layer.parameters()]
+    return bool(learning) and not any(learning)
+
+
+def warn_if_lost(name: str, layer: nn.Conv2d, kernel: Tensor, bias: Tensor | None) -> None:
+    """Warn if a layer that does not learn computes otherwise than the plain layer whose kernel it was given."""
+    tensors = [*layer.parameters(), *layer.buffers(), kernel]
+    if not is_frozen(layer) or kernel.ndim != 4 or any(t.is_meta for t in tensors):
+        return
+    keys = ('stride', 'padding', 'dilation', 'groups', 'padding_mode')
+    geometry = {key: getattr(layer, key) for key in keys}
+    try:
+        old = nn.Conv2d(
+            kernel.shape[1] * layer.groups,
+            len(kernel),
+            (kernel.shape[2], kernel.shape[3]),
+            bias=bias is not None,
+            **geometry,
+        )
+        old = old.to(tensors[0].device, tensors[0].dtype)
+        old.load_state_dict({'weight': kernel} if bias is None else {'weight': kernel, 'bias': bias})
+        error = distance(old, layer)
+    except (RuntimeError, ValueError):  # of another geometry
+        error = float('inf')
+    if error > EXACT:
+        what = 'cannot be compared with' if error == float('inf') else f'are {error:.2g} away (relative) from'
+        print_log(
+            f'{name or type(layer).__name__}: frozen, and not the layer of the checkpoint: as {type(layer).__name__} its '
+            f"outputs {what} those of the checkpoint's; unfreeze it (frozen_stages), leave it out by skip=..., or take a "
+            'layer that starts from a kernel exactly',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _smallest(layer: nn.Module) -> tuple[int, ...]:
