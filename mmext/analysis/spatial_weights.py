@@ -41,9 +41,8 @@ def draw_spatial_weights(network: HasSpatialWeights, stage: int, channel: int = 
     weights = torch.kron(rows, columns)
     figure = new_figure(3.2 * max(3, points), 6.6)
     figure.suptitle(f'stage {stage}, channel {channel}: {height} x {width} pixels')
-    above, below = (
-        part.subplots(1, n, squeeze=False)[0] for part, n in zip(figure.subfigures(2), (3, points), strict=True)
-    )
+    panels: Any = figure.subfigures(2)
+    above, below = panels[0].subplots(1, 3), panels[1].subplots(1, points, squeeze=False)[0]
     titles = (f'along columns ({height}, {height})', f'along rows ({width}, {width})')
     for axes, matrix, title in zip(
         above, (rows, columns, weights), (*titles, f'all pixels {tuple(weights.shape)}'), strict=True

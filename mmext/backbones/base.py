@@ -48,7 +48,7 @@ class Backbone(BaseModule):
     #: Any, because torch does not tell what attributes a module has.
     stages: Any
     #: The known architectures by name, and the laws of one: a function of its entries, whose annotations are checked first.
-    arch_zoo: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    arch_zoo: ClassVar[Mapping[Any, Mapping[str, Any]]] = {}
     arch_laws: ClassVar[Callable[..., None]]
 
     def __init__(
@@ -81,7 +81,7 @@ class Backbone(BaseModule):
         self.pooled_norm: nn.Module | None = None
 
     @classmethod
-    def architecture(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
+    def architecture(cls, arch: str | int | Mapping[str, Any]) -> dict[str, Any]:
         """Return an architecture by its name in ``arch_zoo``, or check one that is given.
 
         Raises:
@@ -89,7 +89,7 @@ class Backbone(BaseModule):
         """
         name, entries = cls.__name__, inspect.signature(cls.arch_laws).parameters
         form = f'dict({", ".join(f"{entry}=..." for entry in entries)})'
-        if isinstance(arch, str):
+        if not isinstance(arch, Mapping):
             if arch not in cls.arch_zoo:
                 raise ValueError(f'{name} knows the archs {sorted(cls.arch_zoo)}, got {arch!r}; or pass {form}')
             arch = cls.arch_zoo[arch]

@@ -9,6 +9,7 @@ import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
+from mmext.blocks.build import with_num_channels
 from mmext.convs.base import ExtConv2d, InnerConv2d
 from mmext.evolution.kernels import DenseKernel, FactoredKernel, TapKernel
 from mmext.evolution.positions import Positions
@@ -29,11 +30,12 @@ class InnerBlock(nn.Module):
         act_cfg: The activation, None for none.
     """
 
-    def __init__(self, owner: str, conv: nn.Module, norm: nn.Module | None, act_cfg: dict | None) -> None:
+    def __init__(self, owner: str, conv: nn.Conv2d, norm: nn.Module | None, act_cfg: dict | None) -> None:
         super().__init__()
         self.owner = owner
         self.conv: Any = conv
         self.norm = norm
+        act_cfg = with_num_channels(act_cfg, conv.out_channels)
         self.act = nn.Identity() if act_cfg is None else build_activation_layer(act_cfg)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Case(NamedTuple):
     channels: int
     options: dict[str, str] = {}
     tolerance: float = 1e-10
+    size: tuple[int, int] = (12, 14)
     input_shape: tuple[int, ...] | None = None
 
 
