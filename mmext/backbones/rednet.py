@@ -142,8 +142,7 @@ class RedNet(Backbone):
                 blocks.append(_Bottleneck(before, channels[stage], 2 if stage and not i else 1, **common))
                 before = channels[stage]
             self.stages.append(Sequential(OrderedDict(blocks=Sequential(*blocks))))
-        self.out_channels = tuple(channels[i] for i in self.out_indices)
-        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
+        self.set_outputs([channels[i] for i in self.out_indices], [4 * 2**i for i in self.out_indices])
         self.finish()
 
     def draw(self) -> None:

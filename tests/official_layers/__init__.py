@@ -16,7 +16,7 @@ from mmext.converters import SYSTEMS
 class Case(NamedTuple):
     """A released layer, the layer of ours, channels of the input, options of the conversion, and how exact they agree.
 
-    ``input_shape`` is that of an input which is no image.
+    ``input_shape`` is that of an input which is no image of 12 x 14 pixels.
     """
 
     official: Callable[[], nn.Module]
@@ -24,7 +24,6 @@ class Case(NamedTuple):
     channels: int
     options: dict[str, str] = {}
     tolerance: float = 1e-10
-    size: tuple[int, int] = (12, 14)
     input_shape: tuple[int, ...] | None = None
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import unfold
 
 from mmext.backbones.rednet import RedNet
-from official_layers import Case
+from official_layers import Case, last_map
 
 BN = dict(norm_cfg=dict(type='BN'))
 
@@ -64,16 +64,7 @@ class RedNetOfficial(nn.Module):
         return self.layer2(self.layer1(x))
 
 
-class LastMap(RedNet):
-    def forward(self, x):
-        return super().forward(x)[-1]
-
-
+ARCH = dict(depths=(2, 1), channels=(64, 128))
 CASES = {
-    'network': Case(
-        RedNetOfficial,
-        lambda: LastMap(dict(depths=(2, 1), channels=(64, 128)), stem_channels=32, out_indices=(0, 1)),
-        3,
-        size=(32, 48),
-    ),
+    'network': Case(RedNetOfficial, last_map(RedNet, arch=ARCH, stem_channels=32), 3, input_shape=(2, 3, 32, 48)),
 }
