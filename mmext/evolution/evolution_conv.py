@@ -105,5 +105,27 @@ class EvolutionConv2d(EvolutionOperator2d):
     def by_definition(self, x: Tensor) -> Tensor:
         return self.function.by_definition(x)
 
+    @property
+    def loads_kernel(self) -> bool:
+        """Whether the function's operator is a plain kernel or starts from one."""
+        return self.function.keeps_kernel or self.function.loads_kernel
+
+    @property
+    def loads_bias(self) -> bool:  # type: ignore[override]
+        """Whether the function's operator has a bias."""
+        return self.function.bias is not None or self.function.loads_bias
+
+    def load_kernel(self, kernel: Tensor) -> None:
+        if self.function.keeps_kernel:
+            self.function.weight.copy_(kernel)
+        else:
+            self.function.load_kernel(kernel)
+
+    def load_bias(self, bias: Tensor) -> None:
+        if self.function.loads_bias:
+            self.function.load_bias(bias)
+        else:
+            self.function.get_parameter('bias').copy_(bias)
+
     def init_weights(self) -> None:
         self.function.init_weights()

@@ -1,0 +1,10 @@
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+
+# The first stage is frozen in the base, where a new layer would learn nothing.
+model = dict(
+    backbone=dict(
+        type='mmext.swap_layers',
+        model='ResNet',
+        rules=[dict(match=r'layer\d\.\d+\.conv2', stage=(2, 3, 4), to=dict(type='mmext.ATConv2d'))],
+    ),
+)
