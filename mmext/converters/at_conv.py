@@ -8,14 +8,14 @@ from mmext.converters.engine import Layer, system
 
 __all__ = ['at_conv']
 
-NAMES = {
-    'kernel_proj.': 'kernel_values.',
-    'kernel_gen.': 'generate.',
-    'x_proj.': 'value.',
-    'proj.weight': 'out.weight',
-    'proj.bias': 'bias',
-    'difference_control': 'inhibition',
-}
+NAMES = (
+    (r'kernel_proj\.(\w+)', r'kernel_values.\1'),
+    (r'kernel_gen\.(\w+)', r'generate.\1'),
+    (r'x_proj\.(\w+)', r'value.\1'),
+    (r'proj\.weight', 'out.weight'),
+    (r'proj\.bias', 'bias'),
+    ('difference_control', 'inhibition'),
+)
 
 
 @system(
@@ -26,6 +26,6 @@ NAMES = {
 )
 def at_conv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     """Give the tensors our names, and the linear layer the shape of a convolution."""
-    ours = layer.renamed(NAMES)
+    ours = layer.renamed(*NAMES)
     ours['generate.weight'] = ours['generate.weight'][:, :, None, None]
     return ours

@@ -8,19 +8,19 @@ from mmext.converters.engine import Layer, system
 
 __all__ = ['contmix']
 
-NAMES = {
-    'weight_query.0.': 'mixer.query.conv.',
-    'weight_query.1.': 'mixer.query.norm.',
-    'weight_key.1.': 'mixer.key.conv.',
-    'weight_key.2.': 'mixer.key.norm.',
-    'weight_value.0.': 'value.conv.',
-    'weight_value.1.': 'value.norm.',
-    'weight_proj.': 'mixer.project.',
-    'fusion_proj.0.': 'fuse.conv.',
-    'fusion_proj.1.': 'fuse.norm.',
-    'rpb1': 'mixer.small_bias',
-    'rpb2': 'mixer.large_bias',
-}
+NAMES = (
+    (r'weight_query\.0\.(\w+)', r'mixer.query.conv.\1'),
+    (r'weight_query\.1\.(\w+)', r'mixer.query.norm.\1'),
+    (r'weight_key\.1\.(\w+)', r'mixer.key.conv.\1'),
+    (r'weight_key\.2\.(\w+)', r'mixer.key.norm.\1'),
+    (r'weight_value\.0\.(\w+)', r'value.conv.\1'),
+    (r'weight_value\.1\.(\w+)', r'value.norm.\1'),
+    (r'weight_proj\.(\w+)', r'mixer.project.\1'),
+    (r'fusion_proj\.0\.(\w+)', r'fuse.conv.\1'),
+    (r'fusion_proj\.1\.(\w+)', r'fuse.norm.\1'),
+    ('rpb1', 'mixer.small_bias'),
+    ('rpb2', 'mixer.large_bias'),
+)
 
 
 @system(
@@ -31,4 +31,4 @@ NAMES = {
 )
 def contmix(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     """Give the tensors our names; what surrounds the convolution in the block keeps its own."""
-    return layer.renamed(NAMES)
+    return layer.renamed(*NAMES)

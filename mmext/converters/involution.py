@@ -8,7 +8,11 @@ from mmext.converters.engine import Layer, system
 
 __all__ = ['involution']
 
-NAMES = {'conv1.conv.': 'reduce.conv.', 'conv1.bn.': 'reduce.norm.', 'conv2.conv.': 'span.'}
+NAMES = (
+    (r'conv1\.conv\.(\w+)', r'reduce.conv.\1'),
+    (r'conv1\.bn\.(\w+)', r'reduce.norm.\1'),
+    (r'conv2\.conv\.(\w+)', r'span.\1'),
+)
 
 
 @system(
@@ -19,4 +23,4 @@ NAMES = {'conv1.conv.': 'reduce.conv.', 'conv1.bn.': 'reduce.norm.', 'conv2.conv
 )
 def involution(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     """Give the tensors our names."""
-    return layer.renamed(NAMES)
+    return layer.renamed(*NAMES)

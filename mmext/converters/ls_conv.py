@@ -8,13 +8,13 @@ from mmext.converters.engine import Layer, system
 
 __all__ = ['ls_conv']
 
-NAMES = {
-    **{f'lkp.cv{i}.c.': f'{part}.conv.' for i, part in enumerate(('enter', 'view', 'leave'), 1)},
-    **{f'lkp.cv{i}.bn.': f'{part}.norm.' for i, part in enumerate(('enter', 'view', 'leave'), 1)},
-    'lkp.cv4.': 'span.',
-    'lkp.norm.': 'span_norm.',
-    'bn.': 'norm.',
-}
+NAMES = (
+    *((rf'lkp\.cv{i}\.c\.(\w+)', rf'{part}.conv.\1') for i, part in enumerate(('enter', 'view', 'leave'), 1)),
+    *((rf'lkp\.cv{i}\.bn\.(\w+)', rf'{part}.norm.\1') for i, part in enumerate(('enter', 'view', 'leave'), 1)),
+    (r'lkp\.cv4\.(\w+)', r'span.\1'),
+    (r'lkp\.norm\.(\w+)', r'span_norm.\1'),
+    (r'bn\.(\w+)', r'norm.\1'),
+)
 
 
 @system(
@@ -25,4 +25,4 @@ NAMES = {
 )
 def ls_conv(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
     """Give the tensors our names."""
-    return layer.renamed(NAMES)
+    return layer.renamed(*NAMES)
