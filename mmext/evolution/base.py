@@ -76,7 +76,8 @@ class EvolutionOperator2d(ExtConv2d):
             channels may differ.
         border: What lies beyond the border, None for what ``padding_mode`` says.
         keeps_kernel: Whether ``weight`` is a part of the layer.
-        refuses: What the operator has no kernel for: ``'even kernels'``, ``'other sizes'`` than the one it was built for.
+        refuses: What the operator has no kernel for: ``'even kernels'``, ``'dilation'``, ``'stride'``, ``'other padding'``,
+            ``'padding modes'``, ``'other sizes'`` than the one it was built for. A shifting border implies most of these.
         group_map: Which channels share a kernel, see :func:`mmext.ops.neighborhood_aggregate`.
 
     Raises:

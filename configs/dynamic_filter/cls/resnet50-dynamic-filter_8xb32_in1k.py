@@ -1,0 +1,10 @@
+# A filter for every pixel in the last stage. It starts anew.
+_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+
+model = dict(
+    backbone=dict(
+        type='mmext.swap_layers',
+        model='ResNet',
+        rules=[dict(kernel_size=3, stage=4, to=dict(type='mmext.DynamicFilter2d'))],
+    )
+)
