@@ -73,7 +73,15 @@ def test_a_single_axis_is_the_layer_of_sequences():
     torch.testing.assert_close(layer(x)[:, :, 0], F.conv1d(x[:, :, 0], weight, padding=2, groups=8))
 
 
-@pytest.mark.parametrize('kwargs', [dict(groups=4), dict(groups=1), dict(heads=3)])
-def test_what_is_not_depthwise_is_refused(kwargs):
-    with pytest.raises(ValueError, match=r'LightConv2d shares depthwise kernels .* choose layers by a rule'):
-        build(**kwargs)
+def test_what_is_not_depthwise_stays_plain():
+    for groups in (1, 4):
+        layer = build(groups=groups)
+        assert layer.plain
+        assert set(layer.state_dict()) == {'weight'}
+        x = torch.randn(2, 8, 6, 6)
+        torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, padding=1, groups=groups))
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match='LightConv2d needs heads that divide the channels, got heads=3'):
+        build(heads=3)

@@ -26,11 +26,11 @@ class LightConv2d(GeneratedConv2d):
 
     .. math:: W_{c,u,v} = \mathrm{softmax}_{u,v}\, \theta_{h(c),u,v}
 
-    A layer has heads * kh * kw parameters. The paper's sequences have one axis. That the softmax is over the plane is our
+    A layer has heads * kh * kw parameters. One that is not depthwise stays plain. The paper's sequences have one axis. That the softmax is over the plane is our
     reading: with ``kernel_size=(1, K)`` the layer is the paper's.
 
     Args:
-        *args: Those of ``nn.Conv2d``; ``groups`` are the channels.
+        *args: Those of ``nn.Conv2d``.
         heads: Number of kernels; they divide the channels.
         head_map: Which channels share one. ``'block'``: consecutive ones. ``'interleave'``: every ``heads``-th.
         softmax: Whether the taps of a kernel sum to one.
@@ -43,7 +43,7 @@ class LightConv2d(GeneratedConv2d):
         ``head_weight`` is (heads, 1, kh, kw).
 
     Raises:
-        ValueError: If the layer is not depthwise, or ``heads`` does not divide the channels.
+        ValueError: If ``heads`` does not divide the channels.
 
     Weights start as the released ones do (Xavier uniform). Without the softmax a plain kernel is taken as the mean over the
     channels of a head. A softmax has positive taps alone, so a layer with one starts anew.
@@ -71,10 +71,12 @@ class LightConv2d(GeneratedConv2d):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not is_depthwise(self) or self.in_channels % heads:
+        self.plain = not is_depthwise(self)
+        if self.plain:
+            return
+        if self.in_channels % heads:
             raise ValueError(
-                f'LightConv2d shares depthwise kernels by heads that divide the channels, got in_channels={self.in_channels}, '
-                f'out_channels={self.out_channels}, groups={self.groups}, {heads=}; choose layers by a rule (depthwise=True)'
+                f'LightConv2d needs heads that divide the channels, got {heads=} and in_channels={self.in_channels}'
             )
         self.heads, self.head_map, self.softmax, self.drop = heads, head_map, softmax, drop
         self.renorm_padding = renorm_padding and softmax and self.padding_mode == 'zeros' and self.padding != (0, 0)
@@ -83,6 +85,8 @@ class LightConv2d(GeneratedConv2d):
         self.init_weights()
 
     def init_weights(self) -> None:
+        if self.plain:
+            return super().init_weights()
         nn.init.xavier_uniform_(self.head_weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -90,7 +94,7 @@ class LightConv2d(GeneratedConv2d):
     @property
     def loads_kernel(self) -> bool:
         """Whether the kernel is linear in the parameters."""
-        return not self.softmax
+        return not self.plain and not self.softmax
 
     def load_kernel(self, kernel: Tensor) -> None:
         dim, shape = (0, (-1, self.heads)) if self.head_map == 'interleave' else (1, (self.heads, -1))
@@ -110,13 +114,13 @@ class LightConv2d(GeneratedConv2d):
         return self.of_channels(self.head_kernel())
 
     def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
-        if not (self.training and self.drop):
+        if self.plain or not (self.training and self.drop):
             return super().kernel_and_bias()
         with self.full_precision():
             return self.of_channels(F.dropout(self.head_kernel(), self.drop)), self.bias
 
     def convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.renorm_padding:
+        if self.plain or not self.renorm_padding:
             return super().convolve(x, kernel, bias)
         # How much of a window's weight lies inside of the image: the same for every image.
         inside = x.new_ones(1, x.shape[1], *x.shape[2:])
@@ -126,7 +130,7 @@ class LightConv2d(GeneratedConv2d):
         return out if bias is None else out + bias.to(out.dtype).view(-1, 1, 1)
 
     def fold(self) -> nn.Conv2d:
-        if self.renorm_padding:
+        if not self.plain and self.renorm_padding:
             raise ValueError(
                 'LightConv2d with renorm_padding=True divides by what lies inside of the image, which no plain convolution '
                 'does; deploy the layer as it is'

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmext.arguments import Cfg, Count, Positive
+from mmext.arguments import Cfg, Count, above, at_most
 from mmext.evolution.base import EvolutionOperator2d
 from mmext.evolution.kernels import FactoredKernel, ImageKernel
 from mmext.numerics import at_least_float32, full_precision
@@ -74,7 +74,7 @@ class DynamicFilter2d(EvolutionOperator2d):
         *args: Any,
         filters: Literal['pixel', 'image'] = 'pixel',
         hidden_channels: Count = 64,
-        power: Positive = 3.0,
+        power: Annotated[float, above(0), at_most(16)] = 3.0,
         correlation: bool = True,
         norm_cfg: Cfg | None = dict(type='BN'),  # noqa: B006
         passes: Literal['low', 'high'] = 'low',
