@@ -26,8 +26,8 @@ class LightConv2d(GeneratedConv2d):
 
     .. math:: W_{c,u,v} = \mathrm{softmax}_{u,v}\, \theta_{h(c),u,v}
 
-    A layer has heads * kh * kw parameters. One that is not depthwise stays plain. The paper's sequences have one axis. That the softmax is over the plane is our
-    reading: with ``kernel_size=(1, K)`` the layer is the paper's.
+    A layer has heads * kh * kw parameters. One that is not depthwise stays plain. The paper's sequences have one axis. That
+    the softmax is over the plane is our reading: with ``kernel_size=(1, K)`` the layer is the paper's.
 
     Args:
         *args: Those of ``nn.Conv2d``.
