@@ -75,6 +75,7 @@ class FDConv2d(EvolutionOperator2d):
     example = dict(kernel_num=4, min_channels=1)
     typical = dict(kernel_num=64)
     dft_weight: nn.Parameter
+    local_weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class FDConv2d(EvolutionOperator2d):
         sizes |= {} if is_depthwise(self) else dict(outputs=self.out_channels)
         sizes |= dict(taps=taps) if taps > 1 else {}
         self.heads = nn.ModuleDict({name: self.inner_conv(hidden, size) for name, size in sizes.items()})
-        self.local_norm = nn.LayerNorm(self.in_channels, **self._factory) if local else None
+        self.local_norm: Any = nn.LayerNorm(self.in_channels, **self._factory) if local else None
         width = round(math.log2(self.in_channels) / 2 + 0.5) // 2 * 2 + 1
         weight = self.inner_parameter(self.out_channels * taps, 1, width) if local else None
         self.register_parameter('local_weight', weight)
@@ -184,14 +185,14 @@ class FDConv2d(EvolutionOperator2d):
             for name, logit in logits.items():
                 kernel = kernel * gated(logit, self.act).unflatten(1, shapes[name])
             if self.local_weight is not None:
-                kernel = kernel * gated(self.local_logits(mean.flatten(1)), self.act)
+                kernel = kernel * gated(self.local_logits(mean.flatten(1), self.local_weight), self.act)
             return ImageKernel(weight=kernel.flatten(1, 2), positions=self.positions, groups=self.groups)
 
-    def local_logits(self, mean: Tensor) -> Tensor:
+    def local_logits(self, mean: Tensor, weight: Tensor) -> Tensor:
         """Return the logits of single entries, (B, groups, Co/groups, Ci/groups, kh, kw), of the mean, (B, Ci)."""
-        weight = self.get_parameter('local_weight')[:, 0].unflatten(0, (self.groups, -1))
+        weight = weight[:, 0].unflatten(0, (self.groups, -1))
         reach = weight.shape[2] // 2
-        padded = F.pad(self.get_submodule('local_norm')(mean), (reach, reach))
+        padded = F.pad(self.local_norm(mean), (reach, reach))
         seen = torch.stack([padded[:, tap : tap + self.in_channels] for tap in range(weight.shape[2])], 2)
         logits = torch.einsum('bgck,gnk->bgnc', seen.unflatten(1, (self.groups, -1)), weight)
         return logits.unflatten(2, (-1, *self.kernel_size)).permute(0, 1, 2, 5, 3, 4)
