@@ -139,6 +139,14 @@ def test_autocast(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
 
+@pytest.mark.parametrize('name', OPERATORS)
+def test_it_is_one_graph_for_the_compiler(name):
+    torch.compiler.reset()
+    layer, x = shaken(name, padding=1).eval(), image(batch=2)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend='eager')(x), layer(x))
+
+
 class Host(BaseModule):
     """A host that draws every convolution and every norm anew, as a detector's head does."""
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from mmengine.analysis import get_model_complexity_info
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmext.evolution import Involution2d
 
@@ -12,6 +14,17 @@ def test_number_of_parameters(channels, kernel):
     taps = kernel**2 * channels // 16
     expected = channels**2 // 4 + 2 * channels // 4 + channels // 4 * taps + taps
     assert sum(p.numel() for p in layer.parameters()) == expected
+
+
+def test_multiply_adds_are_counted():
+    layer, x = Involution2d(32, 32, 7, stride=2, padding=3).eval(), torch.randn(1, 32, 20, 24)
+    pixels, taps = 10 * 12, 49
+    convolutions = pixels * (32 * 8 + 8 * 2 * taps)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(x)
+    assert counter.get_total_flops() == 2 * (convolutions + pixels * 32 * taps)
+    counted = get_model_complexity_info(layer, inputs=(x,), show_table=False, show_arch=False)['flops']
+    assert counted >= convolutions + pixels * 32 * taps
 
 
 @pytest.mark.parametrize('size', [7, 8, 9, 25])

@@ -1,0 +1,207 @@
+"""Measure the operators of dynamic kernels, and models of them, against the usual form that unfolds the image.
+
+    python tools/analysis_tools/benchmark_evolution.py [--only operators layers ...] [--rounds 5] [--out work_dirs/bench]
+
+The usual form of an operator holds every window of the image as a tensor of patches and contracts it by an einsum. Here the
+very same layer or model is run in both forms, in turns, on one CPU thread, and both are compared first. Figures without a
+target are for information.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+
+from mmext.analysis.timing import Report, check, interleave, main
+from mmext.contracts import example_of
+from mmext.evolution.base import EvolutionOperator2d
+from mmext.evolution.kernels import TapKernel
+from mmext.evolution.positions import Positions
+from mmext.registry import MODELS
+
+#: Maps at a stride of 8: of an image of 224 x 224, and a quarter of those of one of 800 x 1344, whose patches fill a memory.
+SIZES = ((28, 28), (50, 84))
+CHANNELS, KERNEL = 128, 7
+
+
+def patches(x: Tensor, here: Positions) -> Tensor:
+    """Return every window of ``x``, (B, C, N, Ho, Wo), as the usual forms make them."""
+    if here.border != 'shift':
+        size = here.output_size(x.shape[-2:])
+        seen = F.unfold(here.padded(x), here.kernel_size, here.dilation, 0, here.stride)
+        return seen.unflatten(1, (x.shape[1], here.taps)).unflatten(3, size)
+    reach = [d * (k - 1) for d, k in zip(here.dilation, here.kernel_size, strict=True)]
+    inner = [n - r for n, r in zip(x.shape[-2:], reach, strict=True)]
+    seen = F.unfold(x, here.kernel_size, here.dilation).unflatten(2, inner)
+    sides = (reach[1] // 2, reach[1] // 2, reach[0] // 2, reach[0] // 2)
+    return F.pad(seen, sides, mode='replicate').unflatten(1, (x.shape[1], here.taps))
+
+
+def unfolded(kernel: TapKernel, x: Tensor) -> Tensor:
+    """Aggregate in the usual form."""
+    seen, groups = patches(x, kernel.positions), kernel.weight.shape[1]
+    weight = kernel.weight.to(x.dtype).expand(x.shape[0], *kernel.weight.shape[1:])
+    if kernel.positions.group_map == 'interleave':
+        seen = seen.unflatten(1, (-1, groups)).transpose(1, 2)
+        return torch.einsum('bgnyx,bgrnyx->brgyx', weight, seen).flatten(1, 2)
+    return torch.einsum('bgnyx,bgrnyx->bgryx', weight, seen.unflatten(1, (groups, -1))).flatten(1, 2)
+
+
+@contextmanager
+def usual_form() -> Iterator[None]:
+    """Let every layer aggregate in the usual form."""
+    ours = TapKernel.aggregate
+    TapKernel.aggregate = unfolded  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TapKernel.aggregate = ours  # type: ignore[method-assign]
+
+
+def both(call: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """Return the contenders: a call, and the same in the usual form."""
+
+    def usual() -> Any:
+        with usual_form():
+            return call()
+
+    return dict(ours=call, usual=usual)
+
+
+def train(model: nn.Module, x: Tensor) -> Tensor:
+    """Run a model forward and backward, and return the gradient of the input."""
+    x = x.detach().requires_grad_()
+    outs = model(x)
+    sum(out.square().mean() for out in (outs if isinstance(outs, (tuple, list)) else [outs])).backward()
+    return x.grad  # type: ignore[return-value]
+
+
+def compare(report: Report, name: str, model: nn.Module, x: Tensor, rounds: int, targets: tuple = (None, None)) -> None:
+    """Measure a model forward, and forward and backward."""
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        outs = model(x)
+        return outs if isinstance(outs, Tensor) else outs[-1]
+
+    for label, call, target in zip(
+        ('forward', 'forward+backward'), (forward, partial(train, model, x)), targets, strict=True
+    ):
+        contenders = both(call)
+        exact = contenders['usual']().double()
+        check(f'{name} {label}', contenders['ours'](), exact, 1e-3)
+        times = interleave(contenders, rounds, 0)
+        value = times['usual']['median'] / times['ours']['median']
+        more = dict(ours=times['ours'], theirs=times['usual'], by_minima=times['usual']['min'] / times['ours']['min'])
+        report.add(f'{name} {label}', value, target, target is None or value >= target, **more)
+
+
+def operators() -> Iterator[tuple[str, EvolutionOperator2d, int]]:
+    """Go through the operators whose kernel is made of taps of every pixel, with the side of their window."""
+    MODELS.import_from_location()
+    for name, operator in sorted(MODELS.module_dict.items()):
+        if not (isinstance(operator, type) and issubclass(operator, EvolutionOperator2d)):
+            continue
+        own = {**example_of(operator), **getattr(operator, 'typical', {})}
+        kernel = max(own.pop('kernel_size'), KERNEL)
+        place = dict(in_channels=CHANNELS, out_channels=CHANNELS, kernel_size=kernel, padding=kernel // 2, bias=False)
+        layer = operator(**{**own, **place}).eval()
+        if layer.spatial_specific and 'other sizes' not in layer.refuses:
+            yield name, layer, kernel
+
+
+class Aggregation(nn.Module):
+    """The aggregation of an operator, with a kernel that is there already."""
+
+    def __init__(self, layer: EvolutionOperator2d, x: Tensor) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.kernel = layer.evolution_kernel(x)
+        self.weights = [p.weight.requires_grad_() for p in getattr(self.kernel, 'parts', [self.kernel])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernel.aggregate(x)
+
+
+def aggregations(report: Report, rounds: int) -> None:
+    """The aggregation of every operator, given its kernel."""
+    for name, layer, kernel in operators():
+        for size in SIZES:
+            x = torch.randn(1, CHANNELS, *size)
+            label = f'{name} K={kernel} aggregation at {size[0]}x{size[1]}'
+            compare(report, label, Aggregation(layer, x), x, rounds, (15, 12))
+
+
+def layers(report: Report, rounds: int) -> None:
+    """Every operator as a whole layer, the making of its kernel included."""
+    for name, layer, kernel in operators():
+        compare(report, f'{name} K={kernel} layer', layer, torch.randn(1, CHANNELS, *SIZES[0]), rounds)
+
+
+#: A model of each backbone, and how much faster its step has to be.
+BACKBONES = (('RedNet', dict(arch=50), 3), ('LSNet', dict(arch='T'), 1.2), ('OverLoCK', dict(arch='XT'), 2))
+
+
+def backbones(report: Report, rounds: int) -> None:
+    """Networks of the operators at 224 x 224."""
+    MODELS.import_from_location()
+    for name, arguments, target in BACKBONES:
+        model = ROOT_MODELS.build(dict(type=f'mmext.{name}', **arguments)).eval()
+        compare(
+            report,
+            f'{name} {arguments["arch"]}',
+            model,
+            torch.randn(1, 3, 224, 224),
+            max(2, rounds // 2),
+            (None, target),
+        )
+
+
+def detector(report: Report, rounds: int) -> None:
+    """A training step of RetinaNet R18 with involution in its pyramid, against plain 3 x 3 convolutions there."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    from mmext.analysis.samples import batch_for
+    from mmext.hosts import build_model
+
+    init_default_scope('mmdet')
+    path = 'configs/involution/det/retinanet_r18-fpn-involution_1x_coco.py'
+    cfg = Config.fromfile(path)
+    plain = cfg.model.to_dict()
+    plain['neck'].update(type='FPN')
+    for key in ('model', 'rules'):
+        plain['neck'].pop(key)
+    batch = batch_for('mmdet', size=320)
+    contenders = {}
+    for name, model_cfg in (('involution', cfg.model.to_dict()), ('plain', plain)):
+        model = build_model(model_cfg).train()
+        contenders[name] = partial(_step, model, batch)
+    times = interleave(contenders, max(2, rounds // 2), 0)
+    value = times['plain']['median'] / times['involution']['median']
+    more = dict(
+        ours=times['involution'], theirs=times['plain'], by_minima=times['plain']['min'] / times['involution']['min']
+    )
+    report.add('RetinaNet R18, involution in the FPN, step against plain', value, None, True, **more)
+
+
+def _step(model: nn.Module, batch: Any) -> None:
+    data = model.data_preprocessor(batch, True)
+    model.zero_grad()
+    losses, _ = model.parse_losses(model(**data, mode='loss'))  # type: ignore[operator]
+    losses.backward()
+
+
+SECTIONS = {'operators': aggregations, 'layers': layers, 'backbones': backbones, 'detector': detector}
+
+
+if __name__ == '__main__':
+    sys.exit(main(SECTIONS, __doc__.splitlines()[0], 'benchmark_evolution', 5))
