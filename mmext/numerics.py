@@ -56,16 +56,23 @@ def outside_modes() -> Iterator[None]:
 
 
 def cached_constants(maxsize: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Keep the last ``maxsize`` results of a function, which are made :func:`outside_modes`."""
+    """Keep the last ``maxsize`` results of a function, which are made :func:`outside_modes`.
+
+    A compiler, which sees through the cache, has the constants in its graph.
+    """
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
         @lru_cache(maxsize)
-        @wraps(function)
         def made_once(*args: object) -> T:
             with outside_modes():
                 return function(*args)
 
-        return made_once
+        @wraps(function)
+        def constant(*args: object) -> T:
+            return function(*args) if torch.compiler.is_compiling() else made_once(*args)
+
+        vars(constant)['cache_info'] = made_once.cache_info
+        return constant
 
     return decorate
 
