@@ -107,9 +107,11 @@ class _Attention(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x).split(self.splits, 1)
-        tokens = [y.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3) for y in (self.spread(query), key, value)]
-        bias = self.bias(tokens[0].shape[2]).to(tokens[0].dtype)
-        mixed = F.scaled_dot_product_attention(*tokens, attn_mask=bias[None])
+        query, key, value = (
+            y.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3) for y in (self.spread(query), key, value)
+        )
+        bias = self.bias(query.shape[2]).to(query.dtype)[None]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return x + self.project(self.act(mixed.transpose(2, 3).reshape(x.shape[0], self.values, *x.shape[2:])))
 
 

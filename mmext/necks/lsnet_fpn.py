@@ -59,7 +59,7 @@ class LSNetFPN(BaseModule):
         [(12, 12), (6, 6), (3, 3), (2, 2)]
     """
 
-    example = dict(in_channels=[8, 16], out_channels=8, num_outs=4)
+    example = dict(in_channels=(8, 16), out_channels=8, num_outs=4)
 
     def __init__(
         self,
