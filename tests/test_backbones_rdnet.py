@@ -85,3 +85,10 @@ def test_outputs_for_classifiers_and_detectors():
 def test_bad_archs(arch):
     with pytest.raises(ValueError, match='RDNet'):
         RDNet(arch)
+
+
+def test_norms_have_the_authors_epsilon():
+    """The hosts' builder of norms has another default than the norm itself."""
+    net = RDNet(**SMALL, pooled_norm=True)
+    assert {m.eps for m in net.modules() if type(m).__name__ == 'LayerNorm2d'} == {1e-6}
+    assert net.pooled_norm.eps == 1e-5

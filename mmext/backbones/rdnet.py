@@ -127,7 +127,7 @@ class RDNet(Backbone):
         out_norm: Cfg | None = None,
         with_cp: bool = False,
         conv_cfg: Cfg | None = None,
-        norm_cfg: Cfg = dict(type='mmext.LayerNorm2d'),  # noqa: B006
+        norm_cfg: Cfg = dict(type='mmext.LayerNorm2d', eps=1e-6),  # noqa: B006
         act_cfg: Cfg = dict(type='GELU'),  # noqa: B006
         init_cfg: dict | list | None = None,
     ) -> None:

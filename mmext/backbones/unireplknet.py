@@ -91,7 +91,7 @@ class UniRepLKNet(StagedBackbone):
         drop_path_rate: Drop probability of the last block; it rises linearly from 0 at the first.
         layer_scale: Start of the learned scale of each block.
         pooled_norm: For classification: the last output is the mean over its positions, normalized, (N, C, 1, 1).
-        out_norm: Norm of each returned map. The released detectors use ``dict(type='mmext.LayerNorm2d')``.
+        out_norm: Norm of each returned map. The released detectors use ``dict(type='mmext.LayerNorm2d', eps=1e-6)``.
         with_cp: Whether blocks recompute their activations in the backward pass to save memory.
         conv_cfg: Conv layer of the stem, of the transitions and of the small depthwise kernels.
         norm_cfg: Batch norm of the blocks.

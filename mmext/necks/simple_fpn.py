@@ -69,7 +69,7 @@ class SimpleFPN(BaseModule):
         num_outs: Repeats | None = None,
         in_index: Axis = -1,
         conv_cfg: Cfg | None = None,
-        norm_cfg: Cfg = dict(type='mmext.LayerNorm2d'),  # noqa: B006
+        norm_cfg: Cfg = dict(type='mmext.LayerNorm2d', eps=1e-6),  # noqa: B006
         act_cfg: Cfg = dict(type='GELU'),  # noqa: B006
         init_cfg: dict | list[dict] | None = None,
     ) -> None:

@@ -24,7 +24,7 @@ class LayerNorm2d(nn.LayerNorm):
 
     Args:
         num_features: C.
-        eps: Added to the variance.
+        eps: Added to the variance. mmcv's ``build_norm_layer`` passes 1e-5 where a ``norm_cfg`` does not say it.
 
     Shape:
         (N, C, H, W) to the same.

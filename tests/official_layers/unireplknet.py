@@ -63,8 +63,12 @@ class _Norm(nn.LayerNorm):
         return super().forward(x.movedim(1, 3)).movedim(3, 1)
 
 
+def channels_first_norm(width):
+    return _Norm(width, eps=1e-6)
+
+
 def halve(before, after):
-    return [nn.Conv2d(before, after, 3, 2, 1), _Norm(after, eps=1e-6)]
+    return [nn.Conv2d(before, after, 3, 2, 1), channels_first_norm(after)]
 
 
 class NetworkOfficial(nn.Module):

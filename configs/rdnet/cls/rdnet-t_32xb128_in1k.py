@@ -1,7 +1,9 @@
 _base_ = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
 
 model = dict(
+    type='mmext.auto_channels',
+    model='mmpretrain.ImageClassifier',
     backbone=dict(_delete_=True, type='mmext.RDNet', arch='T', out_indices=(3,), pooled_norm=True, drop_path_rate=0.15),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(in_channels=1040),
+    head=dict(in_channels='auto'),
 )

@@ -8,7 +8,7 @@ model = dict(
         _delete_=True,
         type='mmext.SWNet',
         arch='T',
-        out_norm=dict(type='mmext.LayerNorm2d'),
+        out_norm=dict(type='mmext.LayerNorm2d', eps=1e-6),
         drop_path_rate=0.4,
         layer_scale=1.0,
     ),

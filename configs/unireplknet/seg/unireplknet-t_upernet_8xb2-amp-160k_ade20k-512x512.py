@@ -5,7 +5,11 @@ model = dict(
     type='mmext.auto_channels',
     model='mmseg.EncoderDecoder',
     backbone=dict(
-        _delete_=True, type='mmext.UniRepLKNet', arch='T', out_norm=dict(type='mmext.LayerNorm2d'), drop_path_rate=0.4
+        _delete_=True,
+        type='mmext.UniRepLKNet',
+        arch='T',
+        out_norm=dict(type='mmext.LayerNorm2d', eps=1e-6),
+        drop_path_rate=0.4,
     ),
     decode_head=dict(in_channels='auto'),
     auxiliary_head=dict(in_channels='auto'),
