@@ -1,11 +1,14 @@
 """The analysis tools: what they print is what the models are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import helpers
+import numpy as np
 import pytest
 
+from mmext.analysis.comparison import draw
 from mmext.errors import UsageError
 
 TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'
@@ -91,42 +94,130 @@ def test_show_swap_refuses_a_config_without_anything_of_ours(tool, configs):
         tool('show_swap').main([str(configs / 'plain.py')])
 
 
-def test_compare_ranks_within_each_reference_and_does_not_repeat_jobs(tool, configs, monkeypatch, capsys):
-    compare = tool('compare')
-    order = []
+SCORES = {'plain': 50, 'phconv': 60, 'xnor': 49}
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Let trainings end at once with a known score, and list what was trained."""
+    done = []
 
     def run(command, **_):
         config, work_dir = Path(command[2]), Path(command[4])
-        order.append(config.stem)
         seed = int(next(c for c in command if c.startswith('randomness.seed=')).partition('=')[2])
-        (work_dir / '1/vis_data').mkdir(parents=True)
-        score = {'plain': 50, 'phconv': 60, 'xnor': 40}[config.stem] + seed
-        (work_dir / '1/vis_data/scalars.json').write_text(
-            json.dumps({'accuracy/top1': 1.0}) + '\n' + json.dumps({'accuracy/top1': score})
-        )
+        done.append((config.stem, seed, '--resume' in command))
+        logs = work_dir / '1/vis_data'
+        logs.mkdir(parents=True)
+        lines = [{'accuracy/top1': 1.0}, {'accuracy/top1': SCORES[config.stem] + seed}, {'lr': 0.1}]
+        (logs / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
         return type('Done', (), {'returncode': 0})
 
-    monkeypatch.setattr(compare.subprocess, 'run', run)
+    monkeypatch.setattr('mmext.analysis.trials.subprocess.run', run)
     monkeypatch.setattr(
-        compare, 'interleave', lambda c, *_: {name: dict(median=2.0 if name == 'phconv' else 1.0) for name in c}
+        'mmext.analysis.comparison.interleave',
+        lambda c, *_: {name: dict(median=2.0 if name == 'phconv' else 1.0) for name in c},
     )
-    arguments = [str(configs / f'{n}.py') for n in ('xnor', 'phconv', 'plain')]
-    arguments += ['--seeds', '0', '2', '--jobs', '1', '--shape', '32', '32', '--out', str(configs / 'out/compare')]
-    compare.main(arguments)
-    assert order == ['plain', 'plain', 'xnor', 'xnor', 'phconv', 'phconv'], 'references first'
+    return done
+
+
+def arguments(configs, *names):
+    paths = [str(configs / f'{n}.py') for n in names]
+    return [*paths, '--seeds', '0', '2', '--jobs', '1', '--shape', '32', '32', '--out', str(configs / 'out/compare')]
+
+
+def test_compare_ranks_beside_the_reference_and_says_what_a_difference_is_worth(tool, configs, trainings):
+    tool('compare').main(arguments(configs, 'xnor', 'phconv', 'plain'))
     rows = json.loads((configs / 'out/compare.json').read_text())
     assert [row['name'] for row in rows] == ['plain', 'phconv', 'xnor']
     assert {row['reference'] for row in rows} == {'plain'}
+    assert [row['family'] for row in rows] == ['stock', 'convs', 'convs']
     assert (rows[1]['mean'], rows[1]['spread'], rows[1]['training_ratio']) == (61, 1, 2)
     assert rows[1]['deployed_parameters'] == rows[0]['parameters'] > rows[1]['parameters']
-    assert '| phconv | 61.0 ± 1.0 |' in (configs / 'out/compare.md').read_text()
+    # Welch: t = 10 / sqrt(2 / 2 + 2 / 2) with two degrees of freedom.
+    assert rows[1]['p'] == pytest.approx(0.0194, abs=1e-4)
+    assert (rows[1]['beyond_spread'], rows[2]['beyond_spread']) == (True, False)
+    text = (configs / 'out/compare.md').read_text()
+    assert '| plain | 51.0 ± 1.0 | the reference |' in text
+    assert '| phconv | 61.0 ± 1.0 | +10.0, p = 0.02 * |' in text
+    assert '| xnor | 50.0 ± 1.0 | -1.0, p = 0.55 |' in text
     assert (configs / 'out/compare.png').stat().st_size > 1000
-    compare.main(arguments)
-    assert len(order) == 6
 
-    monkeypatch.setattr(compare.subprocess, 'run', lambda *_, **__: type('Done', (), {'returncode': 1}))
-    with pytest.raises(UsageError, match=r'phconv\.py with seed 7 did not finish'):
-        compare.main([str(configs / 'phconv.py'), '--seeds', '7', '--out', str(configs / 'out/compare')])
+
+def test_compare_repeats_no_training_and_mixes_none(tool, configs, trainings, capsys):
+    compare = tool('compare')
+    compare.main(arguments(configs, 'xnor', 'plain'))
+    assert trainings == [('xnor', 0, True), ('xnor', 2, True), ('plain', 0, True), ('plain', 2, True)]
+    compare.main(arguments(configs, 'xnor', 'plain', 'phconv'))
+    assert trainings[4:] == [('phconv', 0, True), ('phconv', 2, True)], 'the list grows'
+    # One that was killed before its result was written goes on in its folder.
+    record = configs / 'out/compare/xnor/seed2/trial.json'
+    kept = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in kept.items() if k != 'metrics'}))
+    shutil.rmtree(record.parent / '1')
+    compare.main(arguments(configs, 'xnor', 'plain', 'phconv'))
+    assert trainings[6:] == [('xnor', 2, True)]
+    # Another config: what was there is kept under another name, also where a base has changed.
+    path = configs / 'plain.py'
+    path.write_text(
+        path.read_text().replace('base_channels=8', 'base_channels=4').replace('in_channels=64', 'in_channels=32')
+    )
+    compare.main(arguments(configs, 'xnor', 'plain'))
+    assert sorted(trainings[7:]) == [(n, seed, True) for n in ('plain', 'xnor') for seed in (0, 2)]
+    folder = f'seed2.{kept["digest"][:8]}'
+    assert json.loads((configs / f'out/compare/xnor/{folder}/trial.json').read_text()) == kept
+    assert f'kept as {folder}' in capsys.readouterr().out
+
+
+def test_a_second_stage_comes_after_the_training_it_starts_from(tool, configs, trainings):
+    start = str(configs / 'out/compare/plain/seed0/epoch_1.pth')
+    (configs / 'phconv.py').write_text((configs / 'phconv.py').read_text() + f'load_from = {start!r}\n')
+    compare = tool('compare')
+    compare.main(arguments(configs, 'phconv', 'plain'))
+    assert [name for name, *_ in trainings] == ['plain', 'plain', 'phconv', 'phconv']
+    bases = {configs / f'{n}.py': configs / 'plain.py' for n in ('phconv', 'plain')}
+    second, first = compare.trials_of(list(bases), bases, [0], configs / 'out/compare')
+    before = second.digest()
+    assert second.after is first
+    first.seed = 1
+    assert second.digest() != before, 'what it starts from decides its result'
+
+
+def test_compare_says_which_training_failed_or_logged_another_metric(tool, configs, trainings, monkeypatch):
+    compare = tool('compare')
+    with pytest.raises(UsageError, match=r'did not log coco/AP, but accuracy/top1, lr; name one'):
+        compare.main([*arguments(configs, 'plain'), '--metric', 'coco/AP'])
+    monkeypatch.setattr('mmext.analysis.trials.subprocess.run', lambda *_, **__: type('Done', (), {'returncode': 1}))
+    with pytest.raises(
+        UsageError, match=r'phconv\.py with seed 0 did not finish.*phconv\.py with seed 2 did not finish'
+    ):
+        compare.main(arguments(configs, 'phconv', 'plain'))
+
+
+def test_no_label_of_thirty_systems_covers_another_or_a_point():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    rng = np.random.default_rng(0)
+    rows = [
+        dict(
+            name=f'system_{i}',
+            reference='system_0',
+            family=f'kind {i % 5}',
+            training=float(rng.normal(10, 1)),
+            mean=float(rng.normal(80, 1)),
+            spread=0.1,
+        )
+        for i in range(30)
+    ]
+    figure = draw(rows, 'Top-1 (%)')
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
+    assert len(boxes) == 30
+    assert {text.get_text() for text in axes.texts} == {f'system_{i}' for i in range(30)}
+    assert not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    points = axes.transData.transform([(row['training'], row['mean']) for row in rows])
+    assert not [1 for box in boxes for x, y in points if box.contains(x, y)]
 
 
 def test_compare_takes_coordinate_networks_and_one_reference_for_all(tool, tmp_path, monkeypatch):
@@ -134,7 +225,12 @@ def test_compare_takes_coordinate_networks_and_one_reference_for_all(tool, tmp_p
     small = TOOLS.parents[1] / 'configs/inr/small'
     configs = [small / f'{name}_28x10_1k_camera-64.py' for name in ('bn', 'cn', 'relu')]
     scores = {'bn': 30.0, 'cn': 31.0, 'relu': 20.0}
-    monkeypatch.setattr(compare, 'train', lambda config, *_: scores[config.stem.partition('_')[0]])
+
+    def run(trials, *_):
+        for trial in trials:
+            trial.metrics = {'signal/PSNR': scores[trial.config.stem.partition('_')[0]]}
+
+    monkeypatch.setattr(compare, 'run_trials', run)
     arguments = [*map(str, configs), '--metric', 'signal/PSNR', '--shape', '8', '8', '--out', str(tmp_path / 'inr')]
     compare.main([*arguments, '--reference', str(configs[2])])
     rows = json.loads((tmp_path / 'inr.json').read_text())
@@ -153,12 +249,13 @@ def test_compare_measures_networks_whose_frequencies_the_training_has_chosen(too
     text = text.replace('ENCODING', "dict(type='mmext.PositionalEncoding', num_octaves={})")
     (tmp_path / 'open.py').write_text(text.format("'fresh'"))
 
-    def train(config, seed, work_dir, metric):
-        work_dir.mkdir(parents=True)
-        (work_dir / config.name).write_text(text.format(3))
-        return 30.0
+    def run(trials, *_):
+        for trial in trials:
+            trial.work_dir.mkdir(parents=True)
+            (trial.work_dir / trial.config.name).write_text(text.format(3))
+            trial.metrics = {'signal/PSNR': 30.0}
 
-    monkeypatch.setattr(compare, 'train', train)
+    monkeypatch.setattr(compare, 'run_trials', run)
     arguments = ['--seeds', '4', '--metric', 'signal/PSNR', '--shape', '8', '8', '--out', str(tmp_path / 'out')]
     compare.main([str(tmp_path / 'open.py'), *arguments])
     (row,) = json.loads((tmp_path / 'out.json').read_text())
