@@ -123,6 +123,8 @@ PAIRS = [
     ('configs/detail_enhanced/cls/resnet50-detail-enhanced_8xb32_in1k.py', RESNET, None),
     ('configs/spd_conv/cls/resnet50-spd-conv_8xb32_in1k.py', RESNET, None),
     ('configs/weighted_conv/cls/resnet50-weighted-conv_8xb32_in1k.py', RESNET, None),
+    ('configs/cond_conv/cls/resnet50-cond-conv_8xb32_in1k.py', RESNET, None),
+    ('configs/fd_conv/cls/resnet50-fd-conv_8xb32_in1k.py', RESNET, None),
 ]
 
 

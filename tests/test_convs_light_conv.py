@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmext.blocks.spatial_ops import LightConvSO
 from mmext.convs.light_conv import LightConv2d
 
 
@@ -85,3 +86,17 @@ def test_what_is_not_depthwise_stays_plain():
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match='LightConv2d needs heads that divide the channels, got heads=3'):
         build(heads=3)
+
+
+@pytest.mark.parametrize(
+    'kind', [dict(type='mmext.LightConv2d', heads=4), dict(type='mmext.DynamicConv2d', heads=2), None]
+)
+def test_the_gated_operator(kind):
+    operator = LightConvSO(8, 8, 5, conv_cfg=kind)
+    x = torch.randn(2, 8, 6, 7)
+    value, gate = operator.gated(x).chunk(2, 1)
+    torch.testing.assert_close(operator(x), operator.mix(operator.conv(value * gate.sigmoid())))
+    operator(x).square().sum().backward()
+    assert all(p.grad is not None for p in operator.parameters())
+    with pytest.raises(ValueError, match='LightConvSO keeps its channels'):
+        LightConvSO(8, 16)

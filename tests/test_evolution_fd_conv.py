@@ -5,7 +5,7 @@ from helpers import shake
 from torch import nn
 
 from mmext.evolution.fd_conv import FDConv2d
-from mmext.evolution.frequency_bands import FrequencyBands
+from mmext.evolution.frequency import FrequencyBands
 
 
 @pytest.mark.parametrize(

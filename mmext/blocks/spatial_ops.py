@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, build_conv_layer
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, OddSize
 from mmext.blocks.build import with_num_channels
 from mmext.registry import MODELS
 
-__all__ = ['PartialSO']
+__all__ = ['LightConvSO', 'PartialSO']
 
 
 @MODELS.register_module()
@@ -66,3 +66,59 @@ class PartialSO(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to the same shape."""
         return torch.cat((self.conv(x[:, : self.part]), x[:, self.part :]), dim=1)
+
+
+@MODELS.register_module()
+class LightConvSO(nn.Module):
+    """Spatial operator around a lightweight or dynamic convolution, with a gated linear unit before it.
+
+    Wu, Fan, Baevski, Dauphin, Auli, *Pay Less Attention with Lightweight and Dynamic Convolutions*, ICLR 2019,
+    arXiv 1901.10430.
+
+    A linear layer makes two maps, one gates the other, the convolution mixes pixels, and a linear layer mixes channels::
+
+        x -> 1x1 (C -> 2C) -> a * sigmoid(b) -> convolution -> 1x1 (C -> C) -> norm -> activation
+
+    In two dimensions it is our reading. The paper has neither norm nor activation.
+
+    Args:
+        in_channels: Channels of the input, C.
+        out_channels: The same number.
+        kernel_size: Of the convolution.
+        conv_cfg: The convolution, e.g. ``dict(type='mmext.DynamicConv2d', heads=8)``. It is built depthwise.
+        norm_cfg: Norm at the end, None for none.
+        act_cfg: Activation at the end, None for none.
+
+    Raises:
+        ValueError: If ``out_channels`` differs from ``in_channels``.
+
+    Example:
+        >>> LightConvSO(16, 16)(torch.randn(2, 16, 6, 6)).shape
+        torch.Size([2, 16, 6, 6])
+    """
+
+    example = dict(in_channels=16, out_channels=16)
+
+    def __init__(
+        self,
+        in_channels: Count,
+        out_channels: Count,
+        kernel_size: OddSize = 3,
+        conv_cfg: Cfg | None = dict(type='mmext.LightConv2d'),  # noqa: B006
+        norm_cfg: Cfg | None = None,
+        act_cfg: Cfg | None = None,
+    ) -> None:
+        super().__init__()
+        if in_channels != out_channels:
+            raise ValueError(f'LightConvSO keeps its channels, got {in_channels=}, {out_channels=}')
+        self.gated = nn.Conv2d(in_channels, 2 * in_channels, 1)
+        self.conv = build_conv_layer(
+            conv_cfg, in_channels, in_channels, kernel_size, padding=kernel_size // 2, groups=in_channels, bias=False
+        )
+        self.mix = ConvModule(
+            in_channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=with_num_channels(act_cfg, out_channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to the same shape."""
+        return self.mix(self.conv(nn.functional.glu(self.gated(x), 1)))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Natural, Positive, Repeats
 from mmext.evolution.base import EvolutionOperator2d
-from mmext.evolution.frequency_bands import FrequencyBands, inverse_rfft2
+from mmext.evolution.frequency import FrequencyBands, gated, inverse_rfft2, runs
 from mmext.evolution.kernels import ImageKernel
-from mmext.numerics import at_least_float32, cached_constants, full_precision, is_depthwise
+from mmext.numerics import at_least_float32, full_precision, is_depthwise
 from mmext.registry import MODELS
 
 __all__ = ['FDConv2d']
@@ -32,7 +32,7 @@ class FDConv2d(EvolutionOperator2d):
     .. math:: E(p)_{n,o,c} = s_n\, f_o\, g_c\, \ell_{o,c,n}\; \mathrm{irfft2}(\textstyle\sum_j a_j D_j)_{o,c,n}
 
     s, f, g and a come from the mean of the image by a small network, :math:`\ell` by a convolution along its channels. E acts
-    on the image with its frequency bands weighed pixel by pixel (:class:`mmext.evolution.frequency_bands.FrequencyBands`),
+    on the image with its frequency bands weighed pixel by pixel (:class:`mmext.evolution.frequency.FrequencyBands`),
     unless the kernel is 1 x 1.
 
     A layer with few channels stays a plain convolution, as in the paper.
@@ -49,7 +49,7 @@ class FDConv2d(EvolutionOperator2d):
         local: Whether there is a factor for single entries.
         bands: Divisors of the highest frequency, at which bands begin; none leaves the image as it is.
         band_groups: Groups of channels with a map of their own; they divide the channels.
-        mask_size: See :class:`mmext.evolution.frequency_bands.FrequencyBands`.
+        mask_size: See :class:`mmext.evolution.frequency.FrequencyBands`.
         norm_cfg: The norm inside of the small network. A batch norm needs two images in training.
         **kwargs: Those of ``nn.Conv2d``.
 
@@ -163,7 +163,7 @@ class FDConv2d(EvolutionOperator2d):
         """Return the kernels of the runs so weighed, (B, param_ratio * n) to (B, Co, Ci/groups, kh, kw)."""
         rows, columns = self.kernel_size
         each = self.in_channels // self.groups
-        run = _runs(self.cells[0], each * columns, self.kernel_num, str(share.device))
+        run = runs(self.cells[0], each * columns, self.kernel_num, str(share.device))
         cells = at_least_float32(self.dft_weight).flatten(1, 2)
         shares = (share * (self.unit * share.shape[1])).unflatten(1, (self.param_ratio, -1)).index_select(2, run)
         spectrum = (cells * shares.to(cells.dtype)[..., None]).sum(1).unflatten(1, self.cells)
@@ -202,23 +202,3 @@ class FDConv2d(EvolutionOperator2d):
 
     def own_repr(self) -> str:
         return 'plain' if self.plain else f'kernel_num={self.kernel_num}, param_ratio={self.param_ratio}'
-
-
-def gated(logits: Tensor, act: str) -> Tensor:
-    """Return factors around one: 2 sigmoid, or 1 + tanh."""
-    return 2 * logits.sigmoid() if act == 'sigmoid' else 1 + logits.tanh()
-
-
-@cached_constants(256)
-def _runs(rows: int, columns: int, number: int, device: str) -> Tensor:
-    """Return which of ``number`` runs each cell of the half spectrum belongs to, by its frequency, (cells,).
-
-    Equal frequencies keep their order, so that a checkpoint means the same everywhere.
-    """
-    axes = torch.fft.fftfreq(rows, dtype=torch.float32), torch.fft.rfftfreq(columns, dtype=torch.float32)
-    frequency = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).norm(dim=-1).flatten()
-    order = frequency.argsort(stable=True)
-    run = torch.empty_like(order)
-    for number_of_run, cells in enumerate(order.tensor_split(number)):
-        run[cells] = number_of_run
-    return run.to(device)

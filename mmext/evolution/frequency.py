@@ -1,4 +1,4 @@
-"""Frequency bands: every pixel weighs the bands of its image."""
+"""Bands of the frequencies of an image, which every pixel weighs, and runs of those of a kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmext.numerics import at_least_float32, cached_constants, full_precision
 
-__all__ = ['FrequencyBands', 'inverse_rfft2']
+__all__ = ['FrequencyBands', 'gated', 'inverse_rfft2', 'runs']
 
 
 class FrequencyBands(nn.Module):
@@ -107,3 +107,23 @@ def _masks(size: tuple[int, int], divisor: int, mask_size: int | None) -> tuple[
         mask = (frequencies.abs() < 0.5 / divisor + 1e-8).double()
         axes.append(F.interpolate(mask[None, None], n)[0, 0])
     return axes[0], axes[1]
+
+
+def gated(logits: Tensor, act: str) -> Tensor:
+    """Return factors around one: 2 sigmoid, or 1 + tanh."""
+    return 2 * logits.sigmoid() if act == 'sigmoid' else 1 + logits.tanh()
+
+
+@cached_constants(256)
+def runs(rows: int, columns: int, number: int, device: str) -> Tensor:
+    """Return which of ``number`` runs each cell of the half spectrum belongs to, by its frequency, (cells,).
+
+    Equal frequencies keep their order, so that a checkpoint means the same everywhere.
+    """
+    axes = torch.fft.fftfreq(rows, dtype=torch.float32), torch.fft.rfftfreq(columns, dtype=torch.float32)
+    frequency = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).norm(dim=-1).flatten()
+    order = frequency.argsort(stable=True)
+    run = torch.empty_like(order)
+    for number_of_run, cells in enumerate(order.tensor_split(number)):
+        run[cells] = number_of_run
+    return run.to(device)
