@@ -151,7 +151,8 @@ class _Branch(nn.Module):
         """
         if self.weight is not None:
             return self.weight
-        per_group = torch.eye(channels // self.groups, dtype=like.dtype, device=like.device).repeat(self.groups, 1)
+        # Not torch.eye, which torch.fx of torch 2.5 does not trace.
+        per_group = like.new_ones(channels // self.groups).diag().repeat(self.groups, 1)
         return per_group[..., None, None].expand(-1, -1, *self.size) / (self.size[0] * self.size[1])
 
     def forward(self, padded: Tensor, conv: ReparamConv2d) -> Tensor:

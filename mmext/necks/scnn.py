@@ -36,6 +36,7 @@ class MessagePassing(nn.Module):
     def __init__(self, channels: int, direction: str, kernel_size: int = 9) -> None:
         super().__init__()
         self.direction = direction
+        self.kernel_size = kernel_size  # a plain number, also where a trace makes tensors of shapes
         self.weight = nn.Parameter(torch.empty(channels, channels, kernel_size))
         self.reset_parameters()
 
@@ -51,7 +52,7 @@ class MessagePassing(nn.Module):
         rows = (x.permute(2, 0, 1, 3) if along_rows else x.permute(3, 0, 1, 2)).contiguous().unbind(0)
         if self.direction in ('up', 'left'):
             rows = rows[::-1]
-        padding, passed = self.weight.shape[-1] // 2, [rows[0]]
+        padding, passed = self.kernel_size // 2, [rows[0]]
         for row in rows[1:]:
             passed.append(row + F.relu(F.conv1d(passed[-1], self.weight, padding=padding)))
         if self.direction in ('up', 'left'):
@@ -59,7 +60,7 @@ class MessagePassing(nn.Module):
         return torch.stack(passed, 2 if along_rows else 3)
 
     def extra_repr(self) -> str:
-        return f'{self.weight.shape[0]}, {self.direction}, kernel_size={self.weight.shape[-1]}'
+        return f'{self.weight.shape[0]}, {self.direction}, kernel_size={self.kernel_size}'
 
 
 @MODELS.register_module()

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.grad import conv2d_input
 
 from mmext.numerics import in_transform
@@ -65,8 +66,10 @@ def depthwise_conv2d(
         ValueError: If stride, padding or dilation is neither an integer nor one or two of them, or out of range.
         RuntimeError: What ``F.conv2d`` raises of tensors that do not fit together.
     """
-    if not isinstance(x, Tensor):  # what torch.fx puts in its place
-        return F.conv2d(x, weight, bias, stride, padding, dilation, weight.shape[0])
+    if isinstance(x, Proxy):  # torch.fx records the call, whose sizes it does not know
+        return x.tracer.create_proxy(
+            'call_function', depthwise_conv2d, (x, weight, bias, stride, padding, dilation), {}
+        )
     if weight.ndim != 4:
         raise ValueError(f'depthwise_conv2d needs a weight of (C, 1, kh, kw), got {list(weight.shape)}')
     groups = weight.shape[0]

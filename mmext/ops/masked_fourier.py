@@ -85,7 +85,8 @@ def _places(
 
 
 def _run(image: Tensor, *mask: Any) -> Tensor:
-    spectrum = torch.fft.fft2(image, dim=(0, 1), norm='ortho')
+    # MKL in torch 2.5 refuses what repeats in memory, as the gradient of a sum does.
+    spectrum = torch.fft.fft2(image.contiguous(), dim=(0, 1), norm='ortho')
     return spectrum.flatten(0, 1).index_select(0, _measured(image.shape[:2], mask, image.device))
 
 
