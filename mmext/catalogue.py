@@ -4,8 +4,9 @@
     python -m mmext.catalogue --write          # write them all
     python -m mmext.catalogue docs/catalogue.md
 
-The lists are the table of components, the README's summary of it, the tools, mim's index of models, the index of configs, and
-the public surface (names, arguments, defaults). Nothing in them is written by hand. A test compares them with what is there.
+The lists are the table of components, the README's summary of it, the operators with evolving kernels, the tools, mim's
+index of models, the index of configs, and the public surface (names, arguments, defaults). Nothing in them is written by
+hand. A test compares them with what is there.
 """
 
 from __future__ import annotations
@@ -169,7 +170,30 @@ def readme() -> str:
     rows = ['| folder of `mmext` | components | what they are |', '| :-- | --: | :-- |']
     for kind, found in itertools.groupby(entries(), key=lambda entry: entry.kind):
         rows.append(f'| [{kind}](docs/catalogue.md#{kind}) | {len(list(found))} | {_markdown(_title(kind))} |')
-    text, mark = _read(ROOT / 'README.md'), '<!-- printed by python -m mmext.catalogue README.md -->\n'
+    return _printed_into('README.md', rows)
+
+
+def evolution() -> str:
+    """Return the page on evolving kernels with the table of operators, by what their kernels depend on."""
+    rows = ['| operator | kernel | differs by place | by channel | by input |', '| :-- | :-- | :-: | :-: | :-: |']
+    flags = ('spatial_specific', 'channel_specific', 'dynamic')
+    found = [(*(getattr(e.component, flag) for flag in flags), e) for e in entries() if hasattr(e.component, flags[0])]
+    for *answers, entry in sorted(found, key=lambda row: (row[:3], row[3].name)):
+        marks = ' | '.join('yes' if answer else 'no' for answer in answers)
+        rows.append(f'| `mmext.{entry.name}` | {_formula(entry.component)} | {marks} |')
+    return _printed_into('docs/evolution.md', rows)
+
+
+def _formula(component: Any) -> str:
+    """Return the first part of the equation in the docstring of a component, for a cell of a table."""
+    found = re.search(r'\.\. math::\s*(.*?)\n\s*\n', inspect.getdoc(component) or '', re.DOTALL)
+    equation = ' '.join(found[1].split()) if found else ''
+    return '$`' + equation.replace('|', r'\vert ') + '`$' if equation else ''
+
+
+def _printed_into(path: str, rows: Sequence[str]) -> str:
+    """Return the text of a file with a table in its place between two marks."""
+    text, mark = _read(ROOT / path), f'<!-- printed by python -m mmext.catalogue {path} -->\n'
     before, _, rest = text.partition(mark)
     return before + mark + '\n'.join(rows) + '\n<!-- end -->' + rest.partition('<!-- end -->')[2]
 
@@ -183,6 +207,7 @@ LISTS: dict[str, Callable[[], str]] = {
     'README.md': readme,
     'tools/README.md': tools,
     'docs/catalogue.md': catalogue,
+    'docs/evolution.md': evolution,
     'model-index.yml': model_index,
     'configs/README.md': config_index,
     'docs/surface.txt': surface,

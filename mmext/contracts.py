@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 __all__ = [
+    'AttendsTokens',
     'CannotFold',
     'DescribesSignal',
     'DrawsLinear',
@@ -149,6 +150,20 @@ class PlacesNorm(Protocol):
     """A conv layer that takes the norm of its block as ``norm_cfg`` and puts it inside; asked of the class."""
 
     places_norm: bool
+
+
+@runtime_checkable
+class AttendsTokens(Protocol):
+    """An attention module over a grid of tokens, whose weights can be looked at."""
+
+    #: Tokens before those of the grid.
+    num_extra_tokens: int
+
+    def size(self, tokens: int) -> tuple[int, int]:
+        """Return the size of the grid that so many tokens make up."""
+
+    def dense_kernel(self, x: Tensor) -> Tensor:
+        """Return the weights for the tokens ``x``, (B, heads, N, N)."""
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from mmext.analysis.kernels import draw_kernels, kernel_layers, kernel_maps, rea
 from mmext.contracts import EvolvesKernel
 from mmext.convs import DCLSConv2d, RefConv2d
 from mmext.errors import UsageError
-from mmext.evolution import Involution2d
+from mmext.evolution import GPSA, Involution2d
 
 CONFIG = """
 default_scope = '{scope}'
@@ -67,6 +67,18 @@ def test_maps_of_a_generated_kernel_are_that_kernel(name):
             responses.append((layer(impulse) - layer(torch.zeros_like(x)))[0, first, row, column])
     assert min(abs(r - maps[0, 0, i, j]) for r in responses) < 1e-9
     assert kernel.shape[0] >= 1
+
+
+@pytest.mark.parametrize('extra', [0, 1])
+def test_maps_of_attention_are_its_weights(extra):
+    layer = GPSA(16, 4, num_extra_tokens=extra).eval()
+    tokens = torch.randn(1, extra + 12 * 12, 16)
+    maps, pixels, heads, size = kernel_maps(layer, tokens, POINTS, channels=2)
+    assert (heads, size) == ([0, 2], (12, 12))
+    weights = layer.dense_kernel(tokens)
+    for point, (row, column) in enumerate(pixels):
+        expected = weights[0, heads, extra + 12 * row + column, extra:].detach()
+        torch.testing.assert_close(maps[point].flatten(1), expected)
 
 
 def test_points_lie_where_they_are_said_to_lie():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmext.contracts import EvolvesKernel, Folds
+from mmext.contracts import AttendsTokens, EvolvesKernel, Folds
 from mmext.drawing import new_figure
 from mmext.errors import UsageError, reason
 from mmext.export import TensorMode
@@ -24,6 +24,7 @@ __all__ = ['LayerKernels', 'draw_kernels', 'kernel_layers', 'kernel_maps', 'read
 
 #: Places in the image, (x, y) as shares of its sides.
 Point = tuple[float, float]
+DYNAMIC = (EvolvesKernel, AttendsTokens)
 
 
 @dataclass
@@ -61,7 +62,7 @@ def kernel_layers(model: nn.Module, match: str | None = None, most: int = 3) -> 
     Raises:
         UsageError: If there is none, or the expression is none.
     """
-    convs = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, EvolvesKernel))}
+    convs = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, *DYNAMIC))}
     if match is not None:
         try:
             found = [name for name in convs if re.search(match, name)]
@@ -71,7 +72,7 @@ def kernel_layers(model: nn.Module, match: str | None = None, most: int = 3) -> 
             some = ', '.join(list(convs)[:5])
             raise UsageError(f'no convolution is called like {match!r}; there are {len(convs)}, such as {some}')
         return found
-    special = [name for name, m in convs.items() if isinstance(m, (EvolvesKernel, Folds))]
+    special = [name for name, m in convs.items() if isinstance(m, (*DYNAMIC, Folds))]
     wide = [n for n, m in convs.items() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     found = _outermost(special or wide)
     if not found:
@@ -96,28 +97,53 @@ def kernel_maps(
     Of the input channels, c is the one with the largest weights.
 
     Args:
-        layer: A convolution of any kind, or an operator with an evolving kernel.
-        x: Its input, of which the first image is taken, (B, Ci, H, W).
+        layer: A convolution of any kind, an operator with an evolving kernel, or attention over tokens.
+        x: Its input, of which the first image is taken, (B, Ci, H, W), or tokens.
         points: Places p in the image, as shares of its width and height.
-        channels: How many output channels o, spread evenly over all.
+        channels: How many output channels o, or heads, spread evenly over all.
 
     Returns:
         The maps, (points, channels, H, W), the output pixels of the points, (row, column), the channels, and the size of the
         output.
     """
-    function, x = _linear_part(layer, x[:1])
+    read, channel_count, size = (
+        _attended(layer, x[:1]) if isinstance(layer, AttendsTokens) else _aggregated(layer, x[:1])
+    )
+    count, (rows, columns) = min(channels, channel_count), size
+    chosen = [i * channel_count // count for i in range(count)]
+    pixels = [(min(int(v * rows), rows - 1), min(int(u * columns), columns - 1)) for u, v in points]
+    maps = torch.stack([torch.stack([read(channel, row, column) for channel in chosen]) for row, column in pixels])
+    return maps, pixels, chosen, (rows, columns)
+
+
+#: What gives the map of an output channel, row and column; the number of channels; the size of the output.
+Reader = tuple[Callable[[int, int, int], Tensor], int, tuple[int, int]]
+
+
+def _attended(layer: AttendsTokens, x: Tensor) -> Reader:
+    """Read the weights of an attention module; its heads are the channels."""
+    with torch.no_grad():
+        weights = layer.dense_kernel(x)[0]
+    first, size = layer.num_extra_tokens, layer.size(x.shape[1])
+    return (
+        lambda head, row, column: weights[head, first + row * size[1] + column, first:].unflatten(0, size),
+        len(weights),
+        size,
+    )
+
+
+def _aggregated(layer: nn.Module, x: Tensor) -> Reader:
+    """Read what a layer does with each pixel of its input, by the derivative of the part that is linear in it."""
+    function, x = _linear_part(layer, x)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         y = function(x)[0]
-    count, (rows, columns) = min(channels, len(y)), y.shape[1:]
-    chosen = [i * len(y) // count for i in range(count)]
-    pixels = [(min(int(v * rows), rows - 1), min(int(u * columns), columns - 1)) for u, v in points]
-    maps = []
-    for row, column in pixels:
-        for channel in chosen:
-            read = torch.autograd.grad(y[channel, row, column], x, retain_graph=True)[0][0]
-            maps.append(read[read.abs().sum((1, 2)).argmax()])
-    return torch.stack(maps).unflatten(0, (len(pixels), count)), pixels, chosen, (rows, columns)
+
+    def read(channel: int, row: int, column: int) -> Tensor:
+        weights = torch.autograd.grad(y[channel, row, column], x, retain_graph=True)[0][0]
+        return weights[weights.abs().sum((1, 2)).argmax()]
+
+    return read, len(y), (y.shape[1], y.shape[2])
 
 
 def _linear_part(layer: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -164,7 +190,7 @@ def read_kernels(
         if name not in seen:
             raise UsageError(f'the layer {name} is not called in a forward; choose another one')
         layer = modules[name]
-        same = not (isinstance(layer, EvolvesKernel) and layer.spatial_specific)
+        same = not (isinstance(layer, DYNAMIC) and getattr(layer, 'spatial_specific', True))
         places = [(0.5, 0.5)] if same else points
         count = channels * len(points) if same else channels
         maps, pixels, chosen, size = kernel_maps(layer, seen[name], places, count)
@@ -205,6 +231,7 @@ class _Panel:
     window: np.ndarray  # NaN outside of the image
     top: int
     left: int
+    center: tuple[int, int]
 
 
 @dataclass
@@ -226,14 +253,19 @@ def _rows(layer: LayerKernels) -> list[_Row]:
         for seen, middle in zip(map_.nonzero().T, center, strict=True):
             reach = max([reach, *(seen - middle).abs().tolist()])
 
+    # A kernel that reaches far shows the image as it is.
+    whole = 2 * reach + 1 > max(height, width)
+
     def panel(point: int, channel: int, title: str) -> _Panel:
+        if whole:
+            return _Panel(title, layer.maps[point, channel].numpy(), 0, 0, centers[point])
         top, left = (middle - reach for middle in centers[point])
         window = np.full((2 * reach + 1, 2 * reach + 1), np.nan)
         rows = slice(max(top, 0), min(top + 2 * reach + 1, height))
         columns = slice(max(left, 0), min(left + 2 * reach + 1, width))
         inside = layer.maps[point, channel, rows, columns].numpy()
         window[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside
-        return _Panel(title, window, top, left)
+        return _Panel(title, window, top, left, centers[point])
 
     kind = f'{_short(layer.name)}\n{layer.kind}'
     if layer.same:
@@ -248,7 +280,7 @@ def _rows(layer: LayerKernels) -> list[_Row]:
 
 def _short(name: str, most: int = 30) -> str:
     """Return the end of a long name: it tells layers apart."""
-    return name if len(name) <= most else f'...{name[-most:]}'
+    return name if len(name) <= most else f'...{name[-most:].lstrip(".")}'
 
 
 def _draw_overlay(axes: Axes, image: np.ndarray, row: _Row) -> None:
@@ -256,30 +288,21 @@ def _draw_overlay(axes: Axes, image: np.ndarray, row: _Row) -> None:
     step = (height / row.grid[0], width / row.grid[1])
     gray = image.mean(-1)
     axes.imshow(gray, cmap='gray', vmin=-128, vmax=255)  # pale, so that colors stand out
-    shown = row.panels[:1] if len({(p.top, p.left) for p in row.panels}) == 1 else row.panels
-    for number, panel in enumerate(shown, start=1):
+    # One in the place of all that lie on each other.
+    shown = {(panel.top, panel.left): panel for panel in reversed(row.panels)}
+    for panel in reversed(list(shown.values())):
         rows, columns = panel.window.shape
         top, left = panel.top * step[0] - 0.5, panel.left * step[1] - 0.5
         bottom, right = top + rows * step[0], left + columns * step[1]
         limit = _limit(panel.window)
-        strength = np.nan_to_num(np.abs(panel.window) / limit)
-        axes.imshow(
-            panel.window,
-            cmap='RdBu_r',
-            vmin=-limit,
-            vmax=limit,
-            extent=(left, right, bottom, top),
-            alpha=strength,
-            zorder=2,
-        )
-        axes.plot(
-            [left, right, right, left, left], [top, top, bottom, bottom, top], color='#f2b705', linewidth=1, zorder=3
-        )
-        if len(shown) > 1:
-            middle = ((left + right) / 2, (top + bottom) / 2)
-            axes.text(
-                *middle, str(number), color='#f2b705', fontsize=8, ha='center', va='center', weight='bold', zorder=4
-            )
+        options: dict[str, Any] = dict(cmap='RdBu_r', vmin=-limit, vmax=limit, extent=(left, right, bottom, top))
+        axes.imshow(panel.window, alpha=np.nan_to_num(np.abs(panel.window) / limit), zorder=2, **options)
+        box = ([left, right, right, left, left], [top, top, bottom, bottom, top])
+        axes.plot(*box, color='#f2b705', linewidth=1, zorder=3)
+    points = list(dict.fromkeys(panel.center for panel in row.panels))
+    for number, (y, x) in enumerate(points if len(points) > 1 else (), start=1):
+        place = ((x + 0.5) * step[1] - 0.5, (y + 0.5) * step[0] - 0.5)
+        axes.text(*place, str(number), color='#f2b705', fontsize=8, ha='center', va='center', weight='bold', zorder=4)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=(), yticks=())
     axes.set_title(row.title, fontsize=7)
 

@@ -44,6 +44,7 @@ class TokenAttention(nn.Module):
         ValueError: If ``num_heads`` does not divide ``embed_dims``, or the tokens do not make up the grid.
     """
 
+    spatial_specific, channel_specific, dynamic = True, False, True
     example: Mapping[str, Any] = dict(embed_dims=16, num_heads=4)
 
     def __init__(
