@@ -80,8 +80,8 @@ def train(model: nn.Module, x: Tensor) -> Tensor:
     """Run a model forward and backward, and return the gradient of the input."""
     x = x.detach().requires_grad_()
     outs = model(x)
-    sum(out.square().mean() for out in (outs if isinstance(outs, (tuple, list)) else [outs])).backward()
-    return x.grad  # type: ignore[return-value]
+    loss = sum(out.square().mean() for out in (outs if isinstance(outs, (tuple, list)) else [outs]))
+    return torch.autograd.grad(loss, [x, *getattr(model, 'weights', model.parameters())])[0]
 
 
 def compare(report: Report, name: str, model: nn.Module, x: Tensor, rounds: int, targets: tuple = (None, None)) -> None:
@@ -105,7 +105,7 @@ def compare(report: Report, name: str, model: nn.Module, x: Tensor, rounds: int,
 
 
 def operators() -> Iterator[tuple[str, EvolutionOperator2d, int]]:
-    """Go through the operators whose kernel is made of taps of every pixel, with the side of their window."""
+    """Go through the operators whose kernel has weights of taps for every pixel, with the side of their window."""
     MODELS.import_from_location()
     for name, operator in sorted(MODELS.module_dict.items()):
         if not (isinstance(operator, type) and issubclass(operator, EvolutionOperator2d)):
@@ -114,8 +114,17 @@ def operators() -> Iterator[tuple[str, EvolutionOperator2d, int]]:
         kernel = max(own.pop('kernel_size'), KERNEL)
         place = dict(in_channels=CHANNELS, out_channels=CHANNELS, kernel_size=kernel, padding=kernel // 2, bias=False)
         layer = operator(**{**own, **place}).eval()
-        if layer.spatial_specific and 'other sizes' not in layer.refuses:
+        if 'other sizes' in layer.refuses:
+            continue
+        with torch.no_grad():
+            made = layer.evolution_kernel(torch.randn(1, CHANNELS, 16, 16))
+        if all(isinstance(part, TapKernel) for part in parts_of(made)):
             yield name, layer, kernel
+
+
+def parts_of(kernel: Any) -> list[Any]:
+    """Return the kernels of the parts of the channels, or the one of all."""
+    return list(getattr(kernel, 'parts', [kernel]))
 
 
 class Aggregation(nn.Module):
@@ -125,7 +134,7 @@ class Aggregation(nn.Module):
         super().__init__()
         with torch.no_grad():
             self.kernel = layer.evolution_kernel(x)
-        self.weights = [p.weight.requires_grad_() for p in getattr(self.kernel, 'parts', [self.kernel])]
+        self.weights = [part.weight.requires_grad_() for part in parts_of(self.kernel)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.aggregate(x)
