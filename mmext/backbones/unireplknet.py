@@ -13,23 +13,12 @@ from torch import Tensor, nn
 from mmext.arguments import Cfg, Count, DropRate, Few, OddSize, Positive, some
 from mmext.backbones.staged import StagedBackbone, one_entry_per_stage
 from mmext.blocks.build import with_num_channels
+from mmext.blocks.squeeze_excite import SqueezeExcite
 from mmext.convs.dilated_reparam import DilatedReparamConv2d
 from mmext.norms.layer_norm_2d import LayerNorm2d
 from mmext.registry import MODELS
 
 __all__ = ['UniRepLKNet']
-
-
-class _SqueezeExcite(nn.Module):
-    """A gate per channel from the means of all channels."""
-
-    def __init__(self, channels: int, squeezed: int) -> None:
-        super().__init__()
-        self.down = nn.Conv2d(channels, squeezed, 1)
-        self.up = nn.Conv2d(squeezed, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
 class _ResponseNorm(nn.Module):
@@ -56,7 +45,7 @@ class _Block(nn.Module):
         hidden = 4 * channels
         self.mixer = mixer
         self.norm = build_norm_layer(norm_cfg, channels)[1]
-        self.se = _SqueezeExcite(channels, max(channels // 4, 1))
+        self.se = SqueezeExcite(channels, max(channels // 4, 1), dict(type='ReLU'))
         self.expand = nn.Conv2d(channels, hidden, 1)
         self.act = build_activation_layer(with_num_channels(act_cfg, hidden))
         self.response = _ResponseNorm(hidden)

@@ -13,6 +13,7 @@ from mmext.converters.engine import Layer, system
 __all__ = ['unireplknet', 'unireplknet_names']
 
 LINEAR = {'pwconv1.1': 'expand', 'pwconv2.0': 'project', 'pwconv2.2': 'project_norm', 'act.1': 'response'}
+LINEAR |= {'se.down': 'se.reduce', 'se.up': 'se.expand'}
 OUTER = (
     (r'downsample_layers\.0\.(\d)\.(\w+)', r'stem.\1.\2'),
     (r'downsample_layers\.(\d)\.(\d)\.(\w+)', r'stages.\1.shrink.\2.\3'),

@@ -1,0 +1,178 @@
+"""What backbones cost: parameters, multiply-adds, maps and time, of every variant of the pack and of some of the hosts."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmext.analysis.timing import interleave
+from mmext.backbones.base import Backbone
+from mmext.contracts import TakesOneSize
+from mmext.drawing import new_figure, save_figure
+from mmext.errors import reason
+from mmext.folding import fold
+from mmext.registry import MODELS
+
+__all__ = ['HOSTS_OWN', 'TITLES', 'Cost', 'cells', 'cost', 'draw', 'matching', 'try_cost', 'variants']
+
+#: Backbones of the hosts to compare with, by the name in the table.
+HOSTS_OWN: dict[str, dict[str, Any]] = {
+    'mmpretrain ResNet-50': dict(type='mmpretrain.ResNet', depth=50, out_indices=(0, 1, 2, 3)),
+    'mmpretrain Swin-T': dict(type='mmpretrain.SwinTransformer', arch='tiny', out_indices=(0, 1, 2, 3)),
+    'mmpretrain ConvNeXt-T': dict(
+        type='mmpretrain.ConvNeXt', arch='tiny', out_indices=(0, 1, 2, 3), gap_before_final_norm=False
+    ),
+    'mmpretrain MobileNetV2': dict(type='mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 6)),
+}
+#: Height and width of a picture for classification and for detection.
+SIZES = ((224, 224), (800, 1344))
+TITLES = ('backbone', 'params (M)', 'deployed (M)', 'GMACs at 224', 'GMACs at 800 x 1344', 'strides', 'channels', 'ms')
+
+
+class Cost(NamedTuple):
+    """One row of the table.
+
+    Args:
+        name: Class and variant.
+        parameters: Their number.
+        deployed: Their number in the deployed form.
+        operations: Multiply-adds of convolutions, linear layers and products of matrices, for each of the sizes; None where
+            the network takes no picture of that size.
+        strides: Of the returned maps.
+        channels: Of the returned maps.
+        milliseconds: Forward of one picture of 224 on one thread in the deployed form; None if it was not measured.
+    """
+
+    name: str
+    parameters: int
+    deployed: int
+    operations: tuple[float | None, ...]
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+    milliseconds: float | None = None
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Return the configs of all named variants of the pack's backbones."""
+    MODELS.import_from_location()
+    found: dict[str, dict[str, Any]] = {}
+    for name, cls in sorted(MODELS.module_dict.items()):
+        if inspect.isclass(cls) and issubclass(cls, Backbone):
+            entry = next((p for p in ('arch', 'depth') if p in inspect.signature(cls).parameters), 'arch')
+            found |= {f'{name}-{arch}': {'type': f'mmext.{name}', entry: arch} for arch in cls.arch_zoo}
+    return found
+
+
+def cost(name: str, cfg: dict[str, Any], seconds: float = 0.0) -> Cost:
+    """Measure a backbone.
+
+    Counting runs without data, on the meta device. The whole of what ``switch_to_deploy`` folds is folded.
+
+    Args:
+        name: What to call it.
+        cfg: Its config.
+        seconds: How long to measure the time; 0 leaves it out.
+    """
+    net = _without_data(cfg)
+    parameters = _count(net)
+    deployed = fold(copy.deepcopy(net))
+    maps: Sequence[Tensor] | None = None
+    operations: list[float | None] = []
+    for size in SIZES:
+        outs, macs = _operations(deployed, size)
+        maps = outs if maps is None else maps
+        operations.append(macs)
+    strides = getattr(net, 'out_strides', None) or tuple(round(SIZES[0][0] / m.shape[-1]) for m in maps or ())
+    channels = getattr(net, 'out_channels', None)
+    if not isinstance(channels, (tuple, list)):
+        channels = tuple(m.shape[1] for m in maps or ())
+    time = _milliseconds(cfg, seconds) if seconds and operations[0] is not None else None
+    return Cost(name, parameters, _count(deployed), tuple(operations), tuple(strides), tuple(channels), time)
+
+
+def cells(row: Cost) -> list[str]:
+    """Return the entries of a row as text, under :data:`TITLES`."""
+    return [
+        row.name,
+        f'{row.parameters / 1e6:.2f}',
+        f'{row.deployed / 1e6:.2f}',
+        *('-' if macs is None else f'{macs:.2f}' for macs in row.operations),
+        ', '.join(map(str, row.strides)),
+        ', '.join(map(str, row.channels)),
+        '-' if row.milliseconds is None else f'{row.milliseconds:.0f}',
+    ]
+
+
+def draw(rows: Sequence[Cost], path: str | Path) -> None:
+    """Draw parameters over multiply-adds, one line for the variants of each network."""
+    figure = new_figure(9, 6)
+    axes: Any = figure.subplots()
+    families: dict[str, list[Cost]] = {}
+    for row in rows:
+        if row.operations[0] is not None:
+            families.setdefault(row.name if row.name in HOSTS_OWN else row.name.partition('-')[0], []).append(row)
+    for family, members in families.items():
+        members = sorted(members, key=lambda row: row.operations[0] or 0)
+        style = 'k*' if family in HOSTS_OWN else 'o-'
+        axes.plot([row.operations[0] for row in members], [row.deployed / 1e6 for row in members], style, label=family)
+    axes.set(xscale='log', yscale='log', xlabel='GMACs at 224 x 224', ylabel='parameters (millions), deployed')
+    axes.legend(fontsize='small')
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def _without_data(cfg: dict[str, Any]) -> nn.Module:
+    """Build on the meta device, or move there what asks its constructor for numbers."""
+    try:
+        with torch.device('meta'):
+            net = ROOT_MODELS.build(copy.deepcopy(cfg))
+    except (RuntimeError, NotImplementedError):
+        net = ROOT_MODELS.build(copy.deepcopy(cfg)).to('meta')
+    net.eval()  # not chained: the train() of some hosts' models returns None
+    return net
+
+
+def _operations(net: nn.Module, size: tuple[int, int]) -> tuple[Sequence[Tensor] | None, float | None]:
+    """Return the maps for a picture of this size, and multiply-adds in billions; None where it is refused."""
+    if isinstance(net, TakesOneSize) and tuple(net.fixed_size) != size:
+        return None, None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outs = net(torch.empty(1, 3, *size, device='meta'))
+    return outs, counter.get_total_flops() / 2e9
+
+
+def _milliseconds(cfg: dict[str, Any], seconds: float) -> float:
+    net = ROOT_MODELS.build(copy.deepcopy(cfg))
+    net.eval()
+    net = fold(net)
+    image = torch.randn(1, 3, *SIZES[0])
+    with torch.no_grad():
+        return interleave({'net': lambda: net(image)}, 1, seconds)['net']['median']
+
+
+def _count(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def matching(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield names and configs of the variants, and of the hosts' own, whose name has the pattern in it."""
+    for name, cfg in {**variants(), **HOSTS_OWN}.items():
+        if re.search(pattern, name):
+            yield name, cfg
+
+
+def try_cost(name: str, cfg: dict[str, Any], seconds: float = 0.0) -> Cost | str:
+    """Return the row, or why a host's backbone has none."""
+    try:
+        return cost(name, cfg, seconds)
+    except (ImportError, KeyError) as error:
+        return reason(error)
