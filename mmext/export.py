@@ -23,6 +23,7 @@ from mmext.errors import reason
 
 __all__ = [
     'FORMATS',
+    'RefusalError',
     'TensorMode',
     'comparable',
     'example_inputs',
@@ -30,9 +31,12 @@ __all__ = [
     'export_axes',
     'export_onnx',
     'max_relative_error',
+    'onnxruntime_with_onnx',
     'outputs_of',
+    'read_onnx',
     'rounding_tolerance',
     'same_draws',
+    'trace_onnx',
     'unfinished',
 ]
 
@@ -237,7 +241,7 @@ def export_axes(
                     form.write(function, inputs, axes, partial)
                     return _prove(form.read(partial), model, inputs, axes, tolerance), axes, refusal
             except Exception as failure:  # exporters and runtimes raise nearly anything
-                refusal = str(failure) if isinstance(failure, _RefusalError) else reason(failure)
+                refusal = str(failure) if isinstance(failure, RefusalError) else reason(failure)
     raise RuntimeError(refusal)
 
 
@@ -260,7 +264,7 @@ def _axes_to_try(model: nn.Module, dynamic: bool) -> list[dict[int, str]]:
     return ([names] if dynamic else []) + [{0: 'batch'}, {}]
 
 
-class _RefusalError(RuntimeError):
+class RefusalError(RuntimeError):
     """Says in whole words why there is no file."""
 
 
@@ -274,10 +278,10 @@ def _prove(
         try:
             found = run(sample)
         except Exception as failure:
-            raise _RefusalError(f'it fails on {tuple(sample.shape)}, {reason(failure)}') from failure
+            raise RefusalError(f'it fails on {tuple(sample.shape)}, {reason(failure)}') from failure
         errors.append(max_relative_error(expected, [f.to(e.dtype) for f, e in zip(found, expected, strict=False)]))
         if errors[-1] > tolerance:
-            raise _RefusalError(f'on {tuple(sample.shape)} it differs by {errors[-1]:.1e}')
+            raise RefusalError(f'on {tuple(sample.shape)} it differs by {errors[-1]:.1e}')
     return max(errors)
 
 
@@ -298,7 +302,7 @@ def _others(model: nn.Module, inputs: Tensor, axes: dict[int, str]) -> list[Tens
         ]
         taken = [x for x in made if _runs(model, x)]
         if not taken:
-            raise _RefusalError('the model itself takes no other size')
+            raise RefusalError('the model itself takes no other size')
         others += taken
     return others
 
@@ -313,29 +317,29 @@ def _runs(model: nn.Module, inputs: Tensor) -> bool:
 
 def _write_onnx(function: TensorMode, inputs: Tensor, axes: dict[int, str], path: Path) -> None:
     if any(t.is_complex() for t in (*function.parameters(), *outputs_of(function.model, inputs))):
-        raise _RefusalError(f'ONNX has no complex numbers, and {type(function.model).__name__} computes with them')
-    _onnxruntime()
+        raise RefusalError(f'ONNX has no complex numbers, and {type(function.model).__name__} computes with them')
+    onnxruntime_with_onnx()
     model = function.model
     name = model.input_name if isinstance(model, MakesInputs) else 'images'
+    trace_onnx(function, inputs, path, {name: axes} if axes else None, input_names=[name])
+
+
+def trace_onnx(
+    function: nn.Module, inputs: Tensor, path: Path, axes: dict[str, dict[int, str]] | None, **names: Any
+) -> None:
+    """Write a function of one tensor by tracing it; ``axes`` are the free ones of each input and output by name."""
     # The exporter by tracing is in every supported torch; newer ones must be told so, older ones do not know the word.
     by_tracing: dict[str, Any] = (
         dict(dynamo=False) if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
     )
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that a value may vary is what the comparison finds out
-        torch.onnx.export(
-            function,
-            (inputs,),
-            str(path),
-            input_names=[name],
-            dynamic_axes={name: axes} if axes else None,
-            opset_version=17,
-            **by_tracing,
-        )
+        torch.onnx.export(function, (inputs,), str(path), dynamic_axes=axes, opset_version=17, **names, **by_tracing)
 
 
-def _read_onnx(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
-    onnxruntime = _onnxruntime()
+def read_onnx(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+    """Return what runs a file."""
+    onnxruntime = onnxruntime_with_onnx()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
@@ -343,12 +347,13 @@ def _read_onnx(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
     return lambda x: [torch.from_numpy(o) for o in session.run(None, {name: x.numpy()})]
 
 
-def _onnxruntime() -> Any:
+def onnxruntime_with_onnx() -> Any:
+    """Return onnxruntime, after onnx was found too."""
     try:
         import onnx  # noqa: F401
         import onnxruntime
     except ImportError as error:
-        raise _RefusalError(
+        raise RefusalError(
             f'the ONNX export needs onnx and onnxruntime ({error}); pip install onnx onnxruntime'
         ) from error
     return onnxruntime
@@ -367,7 +372,7 @@ def _write_program(function: TensorMode, inputs: Tensor, axes: dict[int, str], p
 
 #: What a model can be exported to, by the name of the tool's flag.
 FORMATS = {
-    'onnx': Format('.onnx', _write_onnx, _read_onnx, 'ONNX', 'onnxruntime'),
+    'onnx': Format('.onnx', _write_onnx, read_onnx, 'ONNX', 'onnxruntime'),
     'torchscript': Format(
         '.pt', _write_torchscript, lambda path: torch.jit.load(str(path)), 'TorchScript', 'the script'
     ),

@@ -21,6 +21,7 @@ from torch import nn
 
 import mmext
 from mmext import cli
+from mmext.boxes import export_boxes
 from mmext.checkpoints import read_checkpoint, state_dict_of
 from mmext.contracts import MakesInputs, WarnsOnDeploy, find
 from mmext.deploy import deploy, leftovers, without_training_parts
@@ -57,6 +58,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--torchscript', action='store_true', help='also write OUT.pt, by torch.jit.trace, and compare it'
     )
     parser.add_argument('--export', action='store_true', help='also write OUT.pt2, by torch.export, and compare it')
+    parser.add_argument(
+        '--boxes',
+        action='store_true',
+        help='also write OUT.boxes.onnx, a detector with boxes and NMS inside, and compare what it predicts with the host',
+    )
     parser.add_argument(
         '--dynamic',
         action='store_true',
@@ -139,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     exports = {kind: out.with_suffix(form.suffix) for kind, form in FORMATS.items() if getattr(args, kind)}
     config = out.with_suffix('.py')
-    written = [out, config, *exports.values()]
+    boxes = out.with_suffix('.boxes.onnx')
+    written = [out, config, *exports.values(), *([boxes] if args.boxes else [])]
     check_outputs(written, inputs=[args.config, args.checkpoint], force=args.force)
 
     cfg = cli.read_config(args.config, args.cfg_options)
@@ -185,6 +192,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f'{why_no_export(folded)}'
             ) from refusal
         print(f'wrote {path}: {FORMATS[kind].runtime} differs by {error:.2e}')
+    if args.boxes:
+        try:
+            share, axes, why = export_boxes(folded, inputs, boxes, args.dynamic)
+        except RuntimeError as refusal:
+            raise UsageError(f'checkpoint and config are written, but no file with boxes ({refusal})') from refusal
+        free = ', '.join(axes.values()) or 'no axis'
+        print(
+            f"wrote {boxes}: {1 - share:.1%} of its boxes are the host's own; free: {free}"
+            + (f' ({why})' if why else '')
+        )
 
 
 if __name__ == '__main__':
