@@ -1,77 +1,86 @@
-"""Every operator in stock models of the three hosts, by one rule: they take a step in half precision and all of it learns."""
+"""Every operator in stock networks, by a rule and in the slot of deformable convolutions, and what it holds."""
 
 import pytest
 import torch
-from conv_layers import OPERATORS, own_arguments
-from mmengine.config import Config
+from conv_layers import OPERATORS, image, own_arguments, shaken
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
-from mmext.analysis.samples import batch_for, take_step
+from mmext.analysis.samples import batch_for
 from mmext.registry import MODELS
 
-BACKBONE = """
-backbone = dict(
-    type='mmext.swap_layers',
-    depth=18,
-    base_channels=8,
-    stem_channels=8,
-    init_cfg=None,
-    rules=[dict(match=r'layer\\d.0.conv2', to=dict(padding=1, dilation=1, **operator))],
-)
-"""
-DETECTOR = "backbone.update(model='ResNet', frozen_stages=-1, norm_eval=False)\n"
-SMALL_FPN = 'neck=dict(in_channels=[8, 16, 32, 64], out_channels=16)'
-SMALL_HEAD = "in_channels=64, channels=16, norm_cfg=dict(type='BN')"
-HOSTS = {
-    'classifier': (
-        'mmpretrain',
-        "_base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'\n"
-        "backbone.update(model='ResNet')\nmodel = dict(backbone=backbone, head=dict(in_channels=64))\n",
-    ),
-    'one stage': (
-        'mmdet',
-        "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"
-        f'{DETECTOR}model = dict(backbone=backbone, {SMALL_FPN}, bbox_head=dict(in_channels=16, feat_channels=16))\n',
-    ),
-    'two stages': (
-        'mmdet',
-        "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
-        f'{DETECTOR}model = dict(backbone=backbone, {SMALL_FPN}, rpn_head=dict(in_channels=16, feat_channels=16), '
-        'roi_head=dict(bbox_roi_extractor=dict(out_channels=16), bbox_head=dict(in_channels=16, fc_out_channels=32)))\n',
-    ),
-    'segmentor': (
-        'mmseg',
-        "_base_ = 'mmseg::upernet/upernet_r18_4xb4-80k_ade20k-512x512.py'\n"
-        "backbone.update(model='ResNetV1c', norm_cfg=dict(type='BN'))\n"
-        'model = dict(pretrained=None, backbone=backbone, decode_head=dict(in_channels=[8, 16, 32, 64], channels=16, '
-        "norm_cfg=dict(type='BN')), auxiliary_head=None)\n",
-    ),
-}
+#: Those that take a map of any size, as the stages of a network have them.
+ANYWHERE = [n for n in OPERATORS if 'other sizes' not in MODELS.get(n).refuses]
+STRIDED = [n for n in ANYWHERE if MODELS.get(n).border != 'shift' and 'strides' not in MODELS.get(n).refuses]
 
 
-@pytest.mark.parametrize('host', HOSTS)
-@pytest.mark.parametrize('name', [n for n in OPERATORS if 'other sizes' not in MODELS.get(n).refuses])
-def test_a_stock_model_learns_with_it(name, host, tmp_path):
-    scope, text = HOSTS[host]
-    operator = dict(type=f'mmext.{name}', **own_arguments(name))
-    (tmp_path / 'config.py').write_text(f'operator = {operator!r}\n{BACKBONE}\n{text}')
-    cfg = Config.fromfile(tmp_path / 'config.py')
-    init_default_scope(scope)
-    if 'data_preprocessor' in cfg:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = ROOT_MODELS.build(cfg.model)
+@pytest.mark.parametrize('name', ANYWHERE)
+def test_a_classifier_trains_with_it_under_mixed_precision(name):
+    init_default_scope('mmpretrain')
+    rule = dict(match='conv2', to=dict(type=f'mmext.{name}', **own_arguments(name)))
+    backbone = dict(type='mmext.swap_layers', model='ResNet', depth=18, stem_channels=8, base_channels=8, rules=[rule])
+    head = dict(type='LinearClsHead', num_classes=10, in_channels=64)
+    neck = dict(type='GlobalAveragePooling')
+    model = ROOT_MODELS.build(
+        dict(type='ImageClassifier', backbone=dict(backbone, zero_init_residual=False), neck=neck, head=head)
+    )
     model.init_weights()
-    if scope == 'mmseg':  # the stock one pads to what it is trained with
-        model.data_preprocessor.size = (64, 64)
     layers = [m for m in model.modules() if type(m) is MODELS.get(name)]
-    assert len(layers) == 4
-    learning = {k: p for layer in layers for k, p in layer.named_parameters() if p.requires_grad}
-    before = {k: p.detach().clone() for k, p in learning.items()}
-    # mmcv's suppression of boxes knows no half precision on a CPU.
-    with torch.autocast('cpu', torch.bfloat16, enabled=host != 'two stages'):
-        log = take_step(model.train(), cfg.optim_wrapper, batch_for(scope))
-    assert torch.isfinite(torch.as_tensor(log['loss']))
-    # oneDNN's half precision gradient of a plain convolution on the last level, of 1 x 1, is not always finite.
-    assert all(p.isfinite().all() for p in learning.values())
-    assert any(not torch.equal(p, before[k]) for k, p in learning.items())
+    assert len(layers) == 8
+    batch = model.data_preprocessor(batch_for('mmpretrain', size=64), True)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model(**batch, mode='loss')
+    losses['loss'].backward()
+    assert losses['loss'].isfinite()
+    for layer in layers:
+        for key, parameter in layer.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize('name', STRIDED)
+def test_the_slot_of_deformable_convolutions_takes_it(name):
+    init_default_scope('mmdet')
+    dcn = dict(type=f'mmext.{name}', fallback_on_stride=False, **own_arguments(name))
+    net = ROOT_MODELS.build(
+        dict(
+            type='ResNet',
+            depth=50,
+            base_channels=8,
+            stem_channels=8,
+            dcn=dcn,
+            stage_with_dcn=(False, True, False, False),
+            norm_eval=False,
+        )
+    )
+    net.init_weights()
+    assert sum(type(m) is MODELS.get(name) for m in net.modules()) == 4
+    outs = net(torch.randn(2, 3, 64, 64))
+    assert [out.shape[1] for out in outs] == [32, 64, 128, 256]
+    sum(out.square().mean() for out in outs).backward()
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor holds that an operator makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(t.untyped_storage().nbytes() // t.element_size() for t in tensors(out))])
+        return out
+
+
+def tensors(values):
+    return [value for value in tree_flatten(values)[0] if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize('name', OPERATORS)
+def test_no_tensor_of_patches_is_made(name):
+    layer, x = shaken(name, kernel_size=7, padding=3), image(batch=2).requires_grad_()
+    with Largest() as mode:
+        layer(x).square().mean().backward()
+    patches = 49 * x.numel()
+    assert mode.numbers < patches, f'{mode.numbers} numbers in one tensor, the patches are {patches}'

@@ -95,7 +95,16 @@ class TapKernel(FactoredKernel):
 
     def aggregate(self, x: Tensor) -> Tensor:
         options = dict(self.positions.options, group_map=self.positions.group_map)
-        return neighborhood_aggregate(self.positions.pad(x), self.weight.to(x.dtype), **options)
+        x, weight = self.positions.pad(x), self.weight.to(x.dtype)
+        batch, groups = x.shape[0], weight.shape[1]
+        if weight.shape[0] == batch or batch == 0 or torch.onnx.is_in_onnx_export():
+            return neighborhood_aggregate(x, weight, **options)
+        # One weight for all images: they are further channels of its groups, so that its gradient is summed on the spot.
+        if self.positions.group_map == 'interleave':
+            return neighborhood_aggregate(x.flatten(0, 1)[None], weight, **options)[0].unflatten(0, (batch, -1))
+        grouped = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+        out = neighborhood_aggregate(grouped[None], weight, **options)[0]
+        return out.unflatten(0, (groups, batch, -1)).transpose(0, 1).flatten(1, 2)
 
     def dense(self, x: Tensor) -> DenseKernel:
         group = self.positions.groups_of(x.shape[1], self.weight.shape[1], x.device)
