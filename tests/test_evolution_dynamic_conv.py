@@ -42,4 +42,5 @@ def test_taps_are_dropped_in_training_alone():
 
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match='DynamicConv2d needs heads that divide in_channels, got heads=16'):
-        DynamicConv2d(24, 24, 3)
+        DynamicConv2d(24, 24, 3, heads=16)
+    assert DynamicConv2d(24, 24, 3).heads == 8

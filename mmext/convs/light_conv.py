@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ class LightConv2d(GeneratedConv2d):
 
     Args:
         *args: Those of ``nn.Conv2d``.
-        heads: Number of kernels; they divide the channels.
+        heads: Number of kernels; they divide the channels. By default 16, or what 16 and the channels have in common.
         head_map: Which channels share one. ``'block'``: consecutive ones. ``'interleave'``: every ``heads``-th.
         softmax: Whether the taps of a kernel sum to one.
         renorm_padding: Whether taps beyond a zero border are left out of the mean. Otherwise the border gets darker. The
@@ -63,7 +64,7 @@ class LightConv2d(GeneratedConv2d):
     def __init__(
         self,
         *args: Any,
-        heads: Repeats = 16,
+        heads: Repeats | None = None,
         head_map: Literal['block', 'interleave'] = 'block',
         softmax: bool = True,
         renorm_padding: bool = False,
@@ -74,6 +75,7 @@ class LightConv2d(GeneratedConv2d):
         self.plain = not is_depthwise(self)
         if self.plain:
             return
+        heads = heads or math.gcd(16, self.in_channels)
         if self.in_channels % heads:
             raise ValueError(
                 f'LightConv2d needs heads that divide the channels, got {heads=} and in_channels={self.in_channels}'

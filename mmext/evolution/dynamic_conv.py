@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class DynamicConv2d(EvolutionOperator2d):
 
     Args:
         *args: Those of ``nn.Conv2d``.
-        heads: Kernels of a pixel; they divide the channels.
+        heads: Kernels of a pixel; they divide the channels. By default 16, or what 16 and the channels have in common.
         head_map: Which channels share one. ``'block'``: consecutive ones. ``'interleave'``: every ``heads``-th.
         renorm_padding: Whether the softmax leaves out taps beyond a zero border. Otherwise they count as dark pixels.
         drop: Share of the weights of taps that is dropped in training, after the softmax.
@@ -57,7 +58,7 @@ class DynamicConv2d(EvolutionOperator2d):
     def __init__(
         self,
         *args: Any,
-        heads: Repeats = 16,
+        heads: Repeats | None = None,
         head_map: Literal['block', 'interleave'] = 'block',
         renorm_padding: bool = False,
         drop: DropRate = 0.0,
@@ -65,6 +66,7 @@ class DynamicConv2d(EvolutionOperator2d):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        heads = heads or math.gcd(16, self.in_channels)
         if self.in_channels % heads:
             raise ValueError(
                 f'DynamicConv2d needs heads that divide in_channels, got {heads=} and in_channels={self.in_channels}'
