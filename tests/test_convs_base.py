@@ -64,7 +64,7 @@ def test_a_norm_on_the_fly_is_refused_or_right(name):
         norm_cfg=dict(type='BN'),
         efficient_conv_bn_eval=True,
     )
-    x = image()
+    x = image(batch=2)
     with torch.no_grad():
         module.train()(x)
     shake(module)
