@@ -64,17 +64,21 @@ def test_an_example_is_a_config_whose_components_exist(block, tmp_path):
 
 
 def test_the_example_component_works_as_printed():
-    (block,) = re.findall(r'```python\n(.*?)```', (ROOT / 'CONTRIBUTING.md').read_text(), re.DOTALL)
+    layer_block, operator_block = re.findall(r'```python\n(.*?)```', (ROOT / 'CONTRIBUTING.md').read_text(), re.DOTALL)
     try:
-        exec(compile(block, 'CONTRIBUTING.md', 'exec'), {})
+        exec(compile(layer_block, 'CONTRIBUTING.md', 'exec'), {})
         layer = MODELS.get('ScaledConv2d')(4, 4, 3)
         with torch.no_grad():
             layer.scale.fill_(2.0)
         x = torch.randn(1, 4, 5, 5)
         assert type(layer.fold()) is nn.Conv2d
         torch.testing.assert_close(layer.fold()(x), layer(x))
+        exec(compile(operator_block, 'CONTRIBUTING.md', 'exec'), {})
+        operator = MODELS.get('SoftmaxConv2d')(4, 4, 3, stride=2, padding=1)
+        torch.testing.assert_close(operator(x), operator.by_definition(x))
     finally:
-        MODELS.module_dict.pop('ScaledConv2d', None)
+        for name in ('ScaledConv2d', 'SoftmaxConv2d'):
+            MODELS.module_dict.pop(name, None)
 
 
 @pytest.mark.parametrize('stack', STACKS)

@@ -94,7 +94,7 @@ class TapKernel(FactoredKernel):
             self.weight = self.weight.unflatten(1, (self.weight.shape[1] // self.positions.taps, self.positions.taps))
 
     def aggregate(self, x: Tensor) -> Tensor:
-        options = dict(self.positions.options, group_map=self.positions.group_map)
+        options = {**self.positions.options, 'group_map': self.positions.group_map}
         x, weight = self.positions.pad(x), self.weight.to(x.dtype)
         batch, groups = x.shape[0], weight.shape[1]
         if weight.shape[0] == batch or batch == 0 or torch.onnx.is_in_onnx_export():
