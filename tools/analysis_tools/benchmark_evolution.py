@@ -202,6 +202,33 @@ def detector(report: Report, rounds: int) -> None:
     report.add('RetinaNet R18, involution in the FPN, step against plain', value, None, True, **more)
 
 
+def halo(report: Report, rounds: int) -> None:
+    """Halo attention against dense attention with the mask of its windows; the target is that of 64 x 64."""
+    for size, target in ((64, 3.0), (32, None)):
+        layer = MODELS.get('HaloAttention2d')(64, 64, 7, padding=3, block_size=8, num_heads=4, masked=True).eval()
+        for table in (layer.rel_rows, layer.rel_columns):  # the mask of the dense form has no places
+            nn.init.zeros_(table)
+        place = torch.arange(size)
+        start = place // 8 * 8 - 3
+        near = (place >= start[:, None]) & (place < start[:, None] + layer.window[0])
+        mask = (near[:, None, :, None] & near[None, :, None, :]).flatten(2).flatten(0, 1)
+
+        def dense(x: Tensor, layer: Any = layer, mask: Tensor = mask) -> Tensor:
+            parts = (conv(x).flatten(2).unflatten(1, (4, -1)).mT for conv in (layer.query, layer.key, layer.value))
+            return F.scaled_dot_product_attention(*parts, attn_mask=mask).mT.flatten(1, 2).view_as(x)
+
+        x = torch.randn(1, 64, size, size)
+        with torch.no_grad():
+            check('halo attention', layer(x), dense(x).double())
+            times = interleave({'halo': partial(layer, x), 'dense': partial(dense, x)}, rounds)
+        figure = f'halo attention forward at {size} x {size}, against masked dense attention'
+        if target:
+            report.ratio(figure, times['halo'], times['dense'], target)
+        else:
+            value = times['dense']['median'] / times['halo']['median']
+            report.add(figure, value, None, True, ours=times['halo'], theirs=times['dense'], by_minima=value)
+
+
 def _step(model: nn.Module, batch: Any) -> None:
     data = model.data_preprocessor(batch, True)
     model.zero_grad()
@@ -209,7 +236,13 @@ def _step(model: nn.Module, batch: Any) -> None:
     losses.backward()
 
 
-SECTIONS = {'operators': aggregations, 'layers': layers, 'backbones': backbones, 'detector': detector}
+SECTIONS = {
+    'operators': aggregations,
+    'layers': layers,
+    'backbones': backbones,
+    'detector': detector,
+    'halo': halo,
+}
 
 
 if __name__ == '__main__':
