@@ -296,6 +296,11 @@ def state_dict_of(checkpoint: dict) -> dict[str, Tensor]:
             f'the checkpoint holds no state_dict, only {sorted(map(str, checkpoint))[:5]}; '
             'pass a file that mmengine or torch.save(model.state_dict(), ...) wrote'
         )
+    if sparse := [k for k, v in tensors.items() if v.layout != torch.strided]:
+        raise CheckpointError(
+            f'the checkpoint holds {sparse[0]} (and {len(sparse) - 1} more) as {tensors[sparse[0]].layout}, which no model of '
+            'the hosts loads; save it with .to_dense()'
+        )
     return {k.removeprefix('module.'): v for k, v in tensors.items()}
 
 

@@ -29,6 +29,7 @@ __all__ = [
     'IsAffine',
     'IsComplex',
     'KeepsOptionalState',
+    'KeepsRunState',
     'MakesInputs',
     'PlacesNorm',
     'Projects',
@@ -284,6 +285,17 @@ class ServesTesting(Protocol):
     """A hook that is of use in the test of a deployed model; the others leave its config."""
 
     serves_testing: bool
+
+
+@runtime_checkable
+class KeepsRunState(Protocol):
+    """A hook that counts or keeps something from one iteration to the next, which a resumed run needs."""
+
+    def run_state(self, runner: Any) -> Mapping[str, Any]:
+        """Return it as tensors and plain values; all processes call it."""
+
+    def set_run_state(self, runner: Any, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`run_state` returned, after ``before_train``."""
 
 
 @runtime_checkable

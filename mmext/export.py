@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmext.contracts import MakesInputs
 from mmext.errors import reason
+from mmext.files import settle
 
 __all__ = [
     'FORMATS',
@@ -168,6 +169,7 @@ def unfinished(path: str | PathLike) -> Iterator[Path]:
     partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
     try:
         yield partial
+        settle(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

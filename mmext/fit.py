@@ -224,7 +224,7 @@ def _check_values(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], what: 
                 "model's, or damaged"
             )
         if tensor.is_floating_point() or tensor.is_complex():
-            bad = ~torch.isfinite(tensor if tensor.layout == torch.strided else tensor.to_dense())
+            bad = ~torch.isfinite(tensor)
             if isinstance(mine, Tensor) and mine.shape == bad.shape and bad.any():
                 bad &= torch.isfinite(mine.detach().cpu())
             if bad.any():

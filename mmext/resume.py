@@ -22,16 +22,23 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from mmext.contracts import KeepsRunState
+
 __all__ = [
     'EndlessBatches',
     'SeededLoader',
+    'counts',
     'gradients_of',
     'histories',
+    'hook_states',
+    'is_sharded',
     'pending',
     'plain_form',
     'random_states',
     'seed_loader',
+    'set_hook_states',
     'set_random_state',
+    'transforms_with_memory',
     'wrappers_of',
 ]
 
@@ -236,8 +243,74 @@ def pending(optim_wrapper: Any) -> bool:
     )
 
 
+#: What the hosts' hooks count from one validation to the next; hooks of this pack answer KeepsRunState.
+COUNTERS = {'EarlyStoppingHook': ('wait_count', 'best_score')}
+
+
+def _counters_of(hook: Any) -> tuple[str, ...]:
+    return next((COUNTERS[cls.__name__] for cls in type(hook).__mro__ if cls.__name__ in COUNTERS), ())
+
+
+def counts(hook: Any) -> bool:
+    """Tell whether a hook of a host counts validations."""
+    return bool(_counters_of(hook))
+
+
+def hook_states(runner: Any) -> dict[str, Any]:
+    """Return what the hooks of a run count and keep, by the name of their class and their number among their like."""
+    states = {}
+    for name, hook in _numbered(runner.hooks):
+        if isinstance(hook, KeepsRunState):
+            states[name] = hook.run_state(runner)
+        elif counters := _counters_of(hook):
+            states[name] = {key: getattr(hook, key) for key in counters}
+    return states
+
+
+def set_hook_states(runner: Any, states: Mapping[str, Any]) -> None:
+    """Give the hooks what :func:`hook_states` returned."""
+    for name, hook in _numbered(runner.hooks):
+        state = states.get(name)
+        if state is None:
+            continue
+        if isinstance(hook, KeepsRunState):
+            hook.set_run_state(runner, state)
+        else:
+            for key in _counters_of(hook):
+                setattr(hook, key, state[key])
+
+
+def _numbered(hooks: Any) -> Iterator[tuple[str, Any]]:
+    seen: dict[str, int] = {}
+    for hook in hooks:
+        name = type(hook).__name__
+        seen[name] = seen.get(name, 0) + 1
+        yield f'{name} {seen[name]}', hook
+
+
+def transforms_with_memory(dataset: Any) -> list[str]:
+    """Return the names of a dataset's transforms that keep samples of earlier iterations, as CachedMosaic does."""
+    found = [
+        type(t).__name__
+        for t in getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+        if hasattr(t, 'results_cache')
+    ]
+    inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())]
+    return found + [name for part in inner if part is not None for name in transforms_with_memory(part)]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether each process holds parts of the parameters only, as under FSDP."""
+    kinds = {type(m).__name__ for m in model.modules()} | {type(p).__name__ for p in model.parameters()}
+    return any('FullyShardedDataParallel' in kind or kind == 'DTensor' for kind in kinds)
+
+
 def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the accumulated gradients by the names of their parameters; all processes call it and get the mean."""
+    """Return the accumulated gradients by the names of their parameters; all processes call it and get the mean.
+
+    The mean over processes is what their next common step uses of them. So a resumed run takes the same step, but for the
+    order in which it is summed up.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     held = torch.tensor([p.grad is not None for p in parameters.values()], dtype=torch.int64)
     all_reduce(held)

@@ -19,7 +19,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmext import cli
-from mmext.checkpoints import hand_over, newest_checkpoint, read, read_checkpoint, release, serve
+from mmext.checkpoints import hand_over, newest_checkpoint, read, read_checkpoint, release, serve, state_dict_of
 from mmext.errors import CheckpointError, UntrustedError, UsageError
 from mmext.inert import ALLOWED
 
@@ -370,3 +370,10 @@ def test_runner_loads_through_the_reader(tmp_path):
     with pytest.raises(UntrustedError):
         runner.load_checkpoint(str(path))
     assert not mark.exists()
+
+
+@pytest.mark.parametrize('layout', ['to_sparse', 'to_sparse_csr'])
+def test_sparse_tensors_are_refused_in_one_sentence(tmp_path, layout):
+    torch.save({'state_dict': {'a': torch.ones(1), 'b.weight': getattr(torch.eye(4), layout)()}}, tmp_path / 's.pth')
+    with pytest.raises(CheckpointError, match=r'b\.weight .*as torch\.sparse.*to_dense\(\)'):
+        state_dict_of(read_checkpoint(tmp_path / 's.pth'))

@@ -190,7 +190,7 @@ def train(model, tmp_path, iters=60, save=None, hook=None, wrapper=None, **kwarg
         train_cfg=dict(by_epoch=False, max_iters=iters),
         optim_wrapper=wrapper or dict(optimizer=dict(type='Adam', lr=0.03)),
         custom_hooks=[dict(type='mmext.TuckerRankHook', **(hook or {}))],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=save or iters, by_epoch=False)),
+        default_hooks=dict(checkpoint=dict(type='mmext.CheckpointHook', interval=save or iters, by_epoch=False)),
         default_scope='mmengine',
         experiment_name=f'{tmp_path.name}-{iters}',
         **kwargs,
@@ -226,17 +226,18 @@ def test_ranks_shrink_to_what_the_task_needs_with_gradient_accumulation_and_sgd(
     assert_orthonormal(model.conv, atol=1e-4)
 
 
-def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize('save', [17, 14], ids=['between two adaptations', 'while bases wait to be augmented'])
+def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, save):
     whole = Regression(target(6, 5))
     resumed = copy.deepcopy(whole)
     hook = dict(tolerance=0.05, min_rank=1, interval=7)
-    train(whole, tmp_path / 'whole', iters=31, save=17, hook=hook)  # between two adaptations
+    train(whole, tmp_path / 'whole', iters=31, save=save, hook=hook)
     train(
         resumed,
         tmp_path / 'resumed',
         iters=31,
         hook=hook,
-        load_from=str(tmp_path / 'whole' / 'iter_17.pth'),
+        load_from=str(tmp_path / 'whole' / f'iter_{save}.pth'),
         resume=True,
     )
     assert resumed.conv.live_rank.tolist() == whole.conv.live_rank.tolist()

@@ -1,9 +1,12 @@
 """A run that is stopped anywhere and resumed ends bit by bit as one that was not: weights, optimizer, schedules, data."""
 
+import errno
 import gc
+import os
 import random
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +21,18 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mmext.checkpoints import read_checkpoint
 from mmext.errors import CheckpointError, UsageError
+from mmext.export import unfinished
 from mmext.files import write_whole
 from mmext.hooks import checkpoint as hook_module
-from mmext.resume import plain_form
+from mmext.resume import (
+    hook_states,
+    is_sharded,
+    plain_form,
+    random_states,
+    set_hook_states,
+    set_random_state,
+    transforms_with_memory,
+)
 
 train = runpy.run_path(str(Path(__file__).parents[1] / 'tools' / 'train.py'))
 
@@ -177,6 +189,10 @@ VARIANTS = {
     'plain': {},
     'accumulation across epochs': dict(counts=4),
     'no seed in the config': dict(seed=None),
+    'early stopping': dict(
+        loop=EPOCHS
+        + "custom_hooks += [dict(type='EarlyStoppingHook', monitor='x/acc', patience=2, rule='greater', min_delta=9.0)]"
+    ),
     'workers': dict(workers=2),
     'persistent workers': dict(workers=2, persistent=True),
     'checkpoints inside epochs': dict(by_epoch=False, interval=4),
@@ -213,6 +229,93 @@ def test_resumed_runs_end_as_whole_ones(tmp_path, variant, where):
     assert_same(last(tmp_path / 'whole'), last(cut))
     best = [sorted(p.name for p in folder.glob('best_*')) for folder in (tmp_path / 'whole', cut)]
     assert set(best[0]) <= set(best[1])
+
+
+def test_a_hook_that_stops_early_counts_on(tmp_path):
+    path = config(tmp_path, **VARIANTS['early stopping'])
+    whole = run(path, tmp_path / 'whole')
+    assert whole.epoch == 3  # no validation is better by 9: the third one ends it
+    with pytest.raises(StopError):
+        run(path, tmp_path / 'cut', ('before_train_iter', 14))
+    assert run(path, tmp_path / 'cut').epoch == 3
+    kept = last(tmp_path / 'cut')['mmext']['hooks']['EarlyStoppingHook 1']
+    assert kept['wait_count'] == 1
+
+
+def test_transforms_that_remember_are_named(tmp_path, monkeypatch):
+    class Remembers:
+        results_cache = ()
+
+    class Pipeline:
+        transforms = (Remembers(), object())
+
+    inner = ResumeData()
+    inner.pipeline = Pipeline()
+    outer = torch.utils.data.ConcatDataset([inner, ResumeData()])
+    assert transforms_with_memory(outer) == ['Remembers']
+    path, said = config(tmp_path), []
+    with pytest.raises(StopError):
+        run(path, tmp_path / 'work', ('before_train_iter', 8))
+    monkeypatch.setattr(ResumeData, 'pipeline', Pipeline(), raising=False)
+    monkeypatch.setattr('mmengine.logging.MMLogger.warning', lambda self, text, *args: said.append(text))
+    run(path, tmp_path / 'work')
+    assert [line for line in said if line.startswith('Remembers: what they keep')]
+
+
+def test_hooks_that_keep_a_state_get_their_own(tmp_path):
+    class Keeper:
+        value = 0
+
+        def run_state(self, runner):
+            return {'value': self.value}
+
+        def set_run_state(self, runner, state):
+            self.value = state['value']
+
+    first, second = Keeper(), Keeper()
+    first.value, second.value = 1, torch.ones(2)
+    states = plain_form(hook_states(SimpleNamespace(hooks=[first, StopHook(), second])))
+    others = [Keeper(), Keeper()]
+    set_hook_states(SimpleNamespace(hooks=[*others, StopHook()]), states)
+    assert others[0].value == 1
+    assert torch.equal(others[1].value, torch.ones(2))
+
+
+def test_gradients_of_parts_are_not_saved_as_those_of_a_whole():
+    net = nn.Sequential(nn.Linear(1, 1))
+    assert not is_sharded(net)
+    net[0].__class__ = type('FullyShardedDataParallel', (nn.Linear,), {})
+    assert is_sharded(net)
+
+
+def test_states_of_gpus_in_use_are_saved_and_set(monkeypatch):
+    given, cuda = [], torch.cuda
+    monkeypatch.setattr(cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(cuda, 'get_rng_state_all', lambda: [torch.tensor([1]), torch.tensor([2])])
+    monkeypatch.setattr(cuda, 'set_rng_state_all', given.extend)
+    (state,) = plain_form(random_states())
+    set_random_state([state])
+    assert [int(t) for t in given] == [1, 2]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr('os.fsync', lambda handle: done.append('sync'))
+    replace = os.replace
+    monkeypatch.setattr('os.replace', lambda *paths: (done.append('rename'), replace(*paths)))
+    write_whole(tmp_path / 'a' / 'x', b'1')
+    with unfinished(tmp_path / 'y') as partial:
+        partial.write_bytes(b'2')
+    assert done == ['sync', 'rename', 'sync', 'sync', 'rename']
+
+    def unknown(handle):
+        raise OSError(errno.EINVAL, 'no such thing here')
+
+    monkeypatch.setattr('os.fsync', unknown)
+    write_whole(tmp_path / 'x', b'3')
+    assert (tmp_path / 'x').read_bytes() == b'3'
 
 
 def test_checkpoints_need_no_class(tmp_path):

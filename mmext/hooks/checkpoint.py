@@ -20,13 +20,18 @@ from mmext.files import write_whole
 from mmext.registry import HOOKS
 from mmext.resume import (
     EndlessBatches,
+    counts,
     gradients_of,
     histories,
+    hook_states,
+    is_sharded,
     pending,
     plain_form,
     random_states,
     seed_loader,
+    set_hook_states,
     set_random_state,
+    transforms_with_memory,
     wrappers_of,
 )
 
@@ -68,12 +73,14 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     - Every file is written under a temporary name and renamed. An old one is removed after the new one is there.
     - A checkpoint holds tensors and plain values only, so that reading it needs no class of mmengine or numpy.
     - It also holds the random states of Python, numpy, torch and its GPUs, the gradients that wait for a step, the names of
-      the optimizer's parameters, and whether the validation that was due is done.
+      the optimizer's parameters, what hooks count (``EarlyStoppingHook``, ``mmext.TuckerRankHook`` and every hook that
+      answers :class:`mmext.contracts.KeepsRunState`), and whether the validation that was due is done.
     - Samples are loaded with random numbers of their own, see :mod:`mmext.resume`. The batches of an epoch that were seen
       are left out, the rest of that epoch is trained, and a validation that was cut off is done again.
 
-    What stays different after a resume: transforms that keep samples of earlier iterations (``CachedMosaic``), hooks of the
-    hosts that keep counters of their own (``EarlyStoppingHook``), and operations that are random by themselves on a GPU.
+    What stays different after a resume: transforms that keep samples of earlier iterations (``CachedMosaic``), which a line
+    in the log names, and operations that are random by themselves on a GPU. Of several processes the mean of the waiting
+    gradients is saved. Under FSDP they are not saved, and a line says so.
 
     Args:
         *args: Those of mmengine's hook.
@@ -93,6 +100,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         self._validated: tuple[int, int] | None = None
         self._states: list[dict[str, Any]] = []
         self._gradients: dict[str, torch.Tensor] = {}
+        self._hooks: dict[str, Any] = {}
+        self._metrics: dict[str, float] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the files and the data; where the run is resumed, do what was cut off."""
@@ -121,8 +130,11 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save the best checkpoint, and remember that this validation is done."""
-        self._validated = (runner.epoch, runner.iter)
-        super().after_val_epoch(runner, metrics)
+        self._validated, self._metrics = (runner.epoch, runner.iter), metrics
+        try:
+            super().after_val_epoch(runner, metrics)
+        finally:
+            self._metrics = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take what :meth:`before_save_checkpoint` has put in, where the run is resumed."""
@@ -140,6 +152,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             checkpoint['mmext'] = {
                 'random': self._states,
                 'gradients': self._gradients,
+                'hooks': self._hooks,
+                'metrics': self._metrics,
                 'counts': {key: w._inner_count for key, w in wrappers.items()},
                 'parameters': {
                     key: [[names.get(id(p), '') for p in group['params']] for group in w.optimizer.param_groups]
@@ -160,6 +174,16 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
                 p.grad = saved['gradients'][name].to(p)
         for key, wrapper in wrappers_of(runner.optim_wrapper).items():
             wrapper._inner_count = saved.get('counts', {}).get(key, wrapper._inner_count)
+        set_hook_states(runner, saved.get('hooks', {}))
+        if saved.get('metrics'):  # saved by a best validation, before the hooks behind this one counted it
+            for hook in runner.hooks[runner.hooks.index(self) + 1 :]:
+                if counts(hook):
+                    hook.after_val_epoch(runner, saved['metrics'])
+        if remembering := transforms_with_memory(loop.dataloader.dataset):
+            runner.logger.warning(
+                f'{", ".join(remembering)}: what they keep of earlier samples is in no checkpoint, so that the first samples '
+                'after this resume differ from those of a run that was never stopped'
+            )
         if saved.get('random'):
             set_random_state(saved['random'])
         begun = isinstance(loop, EpochBasedTrainLoop) and loop._iter - loop._epoch * len(loop.dataloader)
@@ -230,7 +254,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         self._states = random_states()
-        self._gradients = gradients_of(unwrap(runner.model)) if pending(runner.optim_wrapper) else {}
+        self._gradients, self._hooks = self._waiting_gradients(runner), hook_states(runner)
         runner.save_checkpoint(
             self.out_dir,
             name,
@@ -242,10 +266,22 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        self._states, self._gradients = [], {}
+        self._states, self._gradients, self._hooks = [], {}, {}
         if is_main_process():
             write_whole(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
             self._remove([self.file_backend.join_path(self.out_dir, old) for old in expired if old != name])
+
+    @staticmethod
+    def _waiting_gradients(runner: Runner) -> dict[str, torch.Tensor]:
+        if not pending(runner.optim_wrapper):
+            return {}
+        if is_sharded(runner.model):
+            runner.logger.warning(
+                'gradients wait for a step and are not saved, because each process holds parts of them (FSDP): a run that is '
+                'resumed from here leaves them out; save at multiples of accumulative_counts'
+            )
+            return {}
+        return gradients_of(unwrap(runner.model))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         later = _RemovesLater(self.file_backend)

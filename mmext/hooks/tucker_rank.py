@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,6 +128,19 @@ class TuckerRankHook(Hook):
         if runner.iter + 1 == runner.max_iters:
             for layer, optimizer in self._layers:
                 truncate(layer, self.tolerance, self.min_rank, optimizer)
+
+    def run_state(self, runner: Runner) -> dict[str, Any]:
+        """Return the gradients by which bases are augmented before the next step, by the names of their layers."""
+        names = {layer: name for name, layer in unwrap(runner.model).named_modules()}
+        return {names[layer]: [g.cpu() for g in gradient] for layer, (gradient, _) in self._pending.items()}
+
+    def set_run_state(self, runner: Runner, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`run_state` returned."""
+        optimizers, model = dict(self._layers), unwrap(runner.model)
+        for name, gradient in state.items():
+            layer: Any = model.get_submodule(name)
+            if layer in optimizers:
+                self._pending[layer] = [g.to(layer.core.device) for g in gradient], optimizers[layer]
 
     def after_train(self, runner: Runner) -> None:
         """Let go of the optimizers."""
