@@ -1,0 +1,22 @@
+_base_ = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
+
+# The authors' recipe but the loss on the overview, 0.4 of the other, and their augmentations. The variant is an argument.
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmext.OverLoCK',
+        arch='T',
+        dense=False,
+        head_channels=1024,
+        out_indices=(3,),
+        drop_path_rate=0.15,
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(in_channels=1024),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(_delete_=True, max_norm=5.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=5, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=5),
+]
+auto_scale_lr = dict(base_batch_size=2048)

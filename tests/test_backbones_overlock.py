@@ -1,0 +1,127 @@
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, init_default_scope
+from official_layers import shaken
+from official_layers.overlock import ARCH
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmext.analysis.samples import batch_for, take_step
+from mmext.backbones.overlock import BRANCHES, OverLoCK
+
+#: Parameters in millions of the deployed classifier and of that in training, without the head on the overview, and GMACs at
+#: 224 x 224 when deployed, of the authors' code; channels of the maps for detectors.
+ARCHS = {
+    'XT': (16.45, 17.31 - 0.338, 2.67, (56, 112, 340, 420)),
+    'T': (33.47, 34.99 - 0.514, 5.59, (64, 128, 384, 640)),
+    'S': (56.16, 58.31 - 0.514, 9.79, (64, 128, 448, 640)),
+    'B': (94.94, 98.01 - 0.578, 16.95, (80, 160, 528, 720)),
+}
+CLASSIFIER = dict(dense=False, head_channels=1024, out_indices=(3,))
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_parameters_operations_and_widths_are_the_authors(arch):
+    deployed, trained, macs, widths = ARCHS[arch]
+    with torch.device('meta'):
+        assert OverLoCK(arch).out_channels == widths
+        net = OverLoCK(arch, **CLASSIFIER).eval()
+        params = [sum(p.numel() for p in net.parameters()) + 1025 * 1000]
+        net.switch_to_deploy()
+        params.append(sum(p.numel() for p in net.parameters()) + 1025 * 1000)
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 3, 224, 224))
+    assert round(params[1] / 1e6, 2) == deployed
+    assert params[0] / 1e6 == pytest.approx(trained, abs=0.006)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize('size', [(64, 96), (97, 75), (33, 210), (1, 1)])
+def test_sizes_are_rounded_up_and_small_maps_are_enlarged_for_their_kernels(size):
+    outs = OverLoCK(ARCH).eval()(torch.randn(1, 3, *size))
+    for out, stride in zip(outs, (4, 8, 16, 32), strict=True):
+        assert out.shape[2:] == tuple(-(-side // stride) for side in size)
+
+
+def test_it_folds_as_it_was():
+    net = shaken(OverLoCK(ARCH))
+    x = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        before = net(x)
+        net.switch_to_deploy()
+        for a, b in zip(net(x), before, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    assert not any(type(m).__name__ == 'DilatedReparamConv2d' for m in net.modules())
+
+
+def test_the_overview_reaches_every_pixel_of_the_focus():
+    net = shaken(OverLoCK(ARCH, out_indices=(2,)))
+    x = torch.randn(1, 3, 128, 128, requires_grad=True)
+    net(x)[0][0, 0, 0, 0].backward()
+    seen = x.grad.abs().sum((0, 1)) > 0
+    assert seen.all()
+
+
+def test_the_released_detectors_go_on_from_the_normalized_map():
+    dense, plain = shaken(OverLoCK(ARCH)), OverLoCK(ARCH, dense=False).eval()
+    plain.load_state_dict(dense.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 64)
+    maps, others = dense(x), plain(x)
+    torch.testing.assert_close(maps[0], dense.norms['0'](others[0]))
+    torch.testing.assert_close(maps[1], dense.stages[1].norm(others[1]))
+    assert (maps[2] - dense.norms['2'](others[2])).abs().max() > 1e-3
+
+
+def test_start_is_the_authors():
+    net = OverLoCK(ARCH)
+    for _ in range(2):
+        for name, parameter in net.named_parameters():
+            if 'small_bias' in name or 'large_bias' in name:
+                assert not parameter.any()
+            elif parameter.ndim == 4:
+                assert parameter.abs().max() <= 2
+                assert parameter.std() < 0.03, name
+        for parameter in net.parameters():
+            nn.init.normal_(parameter)
+        for module in net.modules():
+            if hasattr(module, 'reset_parameters') and not list(module.children()):
+                module.reset_parameters()
+        net.init_weights()
+
+
+def test_branches_cover_no_more_than_their_kernel():
+    for size, kinds in BRANCHES.items():
+        for kind in kinds:
+            taps, _, spacing = kind.partition('@')
+            assert int(spacing or 1) * (int(taps.partition('x')[0]) - 1) + 1 <= size
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (lambda: OverLoCK('L'), r"knows the archs \['B', 'S', 'T', 'XT'\]"),
+        (lambda: OverLoCK(dict(ARCH, kernels=(7, 7, 7, 3))), r'kernels of \[5, 7, 9, 11, 13, 15, 17\]'),
+        (lambda: OverLoCK(dict(ARCH, heads=(3, 4))), r'multiples of 4 \* heads'),
+        (lambda: OverLoCK(dict(ARCH, depths=(1, 1, 1))), 'needs depths as a sequence of 4'),
+        (lambda: OverLoCK(ARCH, head_channels=8, out_indices=(0,)), 'drop head_channels'),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_stock_two_stage_detector_learns_with_it(tmp_path):
+    from mmengine.config import Config
+
+    import mmext  # noqa: F401 - teaches the config loader its scopes
+
+    (tmp_path / 'config.py').write_text("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n")
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    init_default_scope('mmdet')
+    cfg.model.backbone = dict(type='mmext.OverLoCK', arch=ARCH)
+    cfg.model.neck.in_channels = [16, 16, 24, 40]
+    model = MODELS.build(ConfigDict(cfg.model)).train()
+    log = take_step(model, cfg.optim_wrapper, batch_for('mmdet', size=96), 96)
+    assert torch.isfinite(torch.as_tensor(log['loss']))
