@@ -160,7 +160,8 @@ class _FocusBlock(Recomputed):
         super().__init__(with_cp)
         both, kernels = channels + context, 2 * heads
         self.widths = (channels, context)
-        self.scale_context, self.scale_overview = (None, None) if first else (_Scale(context), _Scale(context))
+        self.scale_context = None if first else _Scale(context)
+        self.scale_overview = None if first else _Scale(context)
         self.depthwise_in, self.norm_in = _PlusDepthwise(both), LayerNorm2d(both)
         self.fuse = nn.Sequential(
             OrderedDict(
@@ -387,10 +388,9 @@ class OverLoCK(Backbone):
         if self.overview is not None and self.to_context is not None:
             overview = self.overview(maps[2])
             small = self.to_context(overview)
-            x, maps[2] = self._look(0, maps[2], F.interpolate(small, maps[2].shape[2:], mode='bilinear'))
+            pair, maps[2] = self._look(0, maps[2], F.interpolate(small, maps[2].shape[2:], mode='bilinear'))
             if self.shrink_map is not None and self.shrink_context is not None:
-                x, context = (part(y) for part, y in zip((self.shrink_map, self.shrink_context), x, strict=True))
-                maps.append(self._look(1, x, context, small)[1])
+                maps.append(self._look(1, self.shrink_map(pair[0]), self.shrink_context(pair[1]), small)[1])
         outs = [self.norms[str(i)](maps[i]) if str(i) in self.norms else maps[i] for i in self.out_indices]
         if self.overview_out is not None:
             outs[-1] = outs[-1] + self.overview_out(overview)
