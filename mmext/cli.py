@@ -25,6 +25,7 @@ from mmext.errors import CheckpointError, UsageError, reason
 from mmext.fit import load_all
 from mmext.hosts import build_model
 from mmext.registry import bare_name, resolve
+from mmext.wrapping import innermost
 
 __all__ = [
     'Options',
@@ -276,8 +277,6 @@ def host_of(cfg: Config) -> str:
     scope = cfg.get('default_scope')
     if scope and scope != 'mmengine':
         return str(scope)
-    from mmext.folding import innermost  # slow to import, and few configs have no scope of their own
-
     return getattr(resolve(innermost(cfg.model)), '__module__', '').partition('.')[0]
 
 

@@ -33,6 +33,7 @@ __all__ = [
     'MakesInputs',
     'PlacesNorm',
     'Projects',
+    'RunsInserted',
     'ServesTesting',
     'ShowsPredictions',
     'StandsFor',
@@ -194,6 +195,14 @@ class Projects(Protocol):
 
     def project_parameters(self) -> None:
         """Move the parameters to the nearest point of their set, in place."""
+
+
+@runtime_checkable
+class RunsInserted(Protocol):
+    """A module with blocks that surgery put at it: what comes out is not what its class alone computes."""
+
+    #: Name of each block, and where it stands: ``'after'``, ``'before'`` or ``'around'``.
+    inserted: Sequence[tuple[str, str]]
 
 
 @runtime_checkable

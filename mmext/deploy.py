@@ -25,7 +25,8 @@ from mmext.fusing import Fusions
 from mmext.hosts import build_model, without_pretrained
 from mmext.ops.depthwise import takes_detour
 from mmext.registry import named, resolve
-from mmext.surgery import swap_layers, unwrapped
+from mmext.surgery import swap_layers
+from mmext.wrapping import settled, unwrapped
 
 __all__ = ['deploy', 'leftovers', 'without_training_parts']
 
@@ -60,7 +61,7 @@ def deploy(
         RuntimeError: If the weights do not fit, the model does not run or returns nothing to compare, or the folded one does
             not compute the same.
     """
-    model_cfg = without_pretrained(named(model_cfg))
+    model_cfg = settled(without_pretrained(named(model_cfg)))
     trained = build_model(model_cfg)
     trained.eval()  # not chained: the train() of some hosts' backbones returns None
     load_all(trained, state_dict)

@@ -20,9 +20,9 @@ from mmext.errors import reason
 from mmext.export import example_inputs, max_relative_error, outputs_of, rounding_tolerance
 from mmext.fusing import Fusions, apply_fusions, find_fusions, open_norms
 from mmext.registry import MODELS, resolve
-from mmext.surgery import build_wrapped, swap_layers, unwrapped
+from mmext.wrapping import build_wrapped, wraps_model
 
-__all__ = ['fold', 'fold_and_record', 'folded', 'folds_to_plain', 'innermost', 'resolve']
+__all__ = ['fold', 'fold_and_record', 'folded', 'folds_to_plain']
 
 
 def fold(
@@ -191,6 +191,7 @@ class _Folder:
 
 
 @MODELS.register_module(name='folded')
+@wraps_model('fuse_bn')
 @shown_by(model=dict(type='mmext.RefConv2d', in_channels=8, out_channels=8, kernel_size=3))
 @checked
 def folded(
@@ -214,13 +215,6 @@ def folded(
     built.eval()  # not chained: the train() of some hosts' backbones returns None
     # A list takes the way without a forward: a fresh model is not compared with itself.
     return fold(built, fuse_bn or [])
-
-
-def innermost(cfg: Any) -> Any:
-    """Return the config inside of all ``swap_layers`` and ``folded`` entries around it."""
-    while isinstance(cfg, Mapping) and resolve(cfg) in (swap_layers, folded):
-        cfg = unwrapped(cfg)
-    return cfg
 
 
 def folds_to_plain(cfg: Any) -> bool:

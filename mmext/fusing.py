@@ -19,10 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mmext.contracts import FusesNorms, IsAffine, find
+from mmext.contracts import FusesNorms, IsAffine, RunsInserted, find
 from mmext.convs.reparam import bn_affine
 from mmext.export import TensorMode, same_draws
-from mmext.surgery.insert import inserted_blocks
 
 __all__ = ['Fusions', 'apply_fusions', 'find_fusions', 'fuse_affine', 'norm_affine', 'open_norms']
 
@@ -118,7 +117,7 @@ def _is_layer(module: nn.Module) -> bool:
         isinstance(module, (_ConvNd, nn.Linear))
         and not isinstance(module, _ConvTransposeNd)
         and isinstance(getattr(module, 'weight', None), Tensor)
-        and not inserted_blocks(module)  # what comes out is not what the layer alone makes
+        and not isinstance(module, RunsInserted)
     )
 
 

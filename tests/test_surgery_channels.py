@@ -1,11 +1,15 @@
 import pytest
 import torch
+from helpers import trained_state
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
 import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
+from mmext.cli import host_of
+from mmext.deploy import deploy
 from mmext.surgery import auto_channels, fill_channels
 
+REFCONV = dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))
 WIDTHS = [32, 40, 40, 40]
 BACKBONE = dict(type='mmext.RDNet', arch=dict(channels=8, growths=(8, 8, 8, 8), halvings=(1, 2, 3)))
 
@@ -103,3 +107,21 @@ def test_a_backbone_that_takes_no_small_picture_names_the_remedy():
     model.head.in_channels = 'auto'
     with pytest.raises(ValueError, match=r'name the shape of one that it takes, input_shape=\(C, H, W\)'):
         auto_channels(**dict(model, input_shape=(4, 8, 8)))
+
+
+def test_the_deployed_config_says_the_numbers():
+    """A stock model with channels that were filled in is a stock model again; the numbers stay."""
+    model = model_of('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', neck__in_channels='auto')
+    model.backbone = ConfigDict(type='mmext.swap_layers', model='mmpretrain.ResNet', depth=18, base_channels=8)
+    model.backbone.update(stem_channels=8, out_indices=(0, 1, 2, 3), rules=[REFCONV])
+    cfg = dict(type='mmext.auto_channels', **model)
+    _, _, deployed, error = deploy(cfg, trained_state(cfg), (64, 64))
+    assert error < 1e-4
+    assert deployed['neck']['in_channels'] == [8, 16, 32, 64]
+    assert deployed['type'] == 'mmdet.RetinaNet'
+    assert 'mmext' not in str(deployed)
+
+
+def test_the_host_of_a_run_is_that_of_the_model_inside():
+    cfg = Config(dict(default_scope=None, model=dict(type='mmext.auto_channels', model='mmseg.EncoderDecoder')))
+    assert host_of(cfg) == 'mmseg'

@@ -3,14 +3,13 @@
 from mmext.surgery.channels import auto_channels, fill_channels
 from mmext.surgery.insert import inserted_blocks
 from mmext.surgery.sites import CallSites, host_class
-from mmext.surgery.swap import build_wrapped, swap_layers, unwrapped
+from mmext.surgery.swap import swap_layers
 from mmext.surgery.undo import merge_swap, undo_swap
 from mmext.takeover import distance, verdict
 
 __all__ = [
     'CallSites',
     'auto_channels',
-    'build_wrapped',
     'distance',
     'fill_channels',
     'host_class',
@@ -18,6 +17,5 @@ __all__ = [
     'merge_swap',
     'swap_layers',
     'undo_swap',
-    'unwrapped',
     'verdict',
 ]

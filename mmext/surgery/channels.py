@@ -19,6 +19,7 @@ from mmext.contracts import shown_by
 from mmext.errors import UsageError
 from mmext.hosts import HOSTS, build_from_host, without_pretrained
 from mmext.registry import MODELS, resolve
+from mmext.wrapping import unwrapped, wrapped_cfg, wraps_model
 
 __all__ = ['auto_channels', 'fill_channels']
 
@@ -27,7 +28,12 @@ AUTO = 'auto'
 SIDES = (64, 224)
 
 
+def _settle(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return fill_channels(unwrapped(cfg), cfg.get('input_shape'))
+
+
 @MODELS.register_module()
+@wraps_model('input_shape', settle=_settle)
 @shown_by(
     model=dict(
         type='mmseg.EncoderDecoder',
@@ -76,11 +82,9 @@ def auto_channels(
         >>> net.decode_head.in_channels
         32
     """
-    cfg = dict(model) if isinstance(model, Mapping) else dict(type=model)
-    if not (isinstance(cfg.get('type'), str) or callable(cfg.get('type'))) or not resolve(cfg):
-        raise ValueError(f"auto_channels needs model='TypeName' or model=dict(type='TypeName', ...), got {model=}")
+    cfg = wrapped_cfg(model, model_args, 'auto_channels')
     # The hosts read settings as attributes (train_cfg.rpn), which a plain dict does not have.
-    return build_from_host(ConfigDict(fill_channels({**cfg, **model_args}, input_shape)), 'auto_channels')
+    return build_from_host(ConfigDict(fill_channels(cfg, input_shape)), 'auto_channels')
 
 
 def fill_channels(cfg: Mapping[str, Any], input_shape: Sequence[int] | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from mmext.contracts import RunsInserted
 from mmext.convs.base import ForeignWeightError, _is_scaled
 from mmext.surgery.layout import ChannelsLast, channel_axis
 from mmext.surgery.rules import Insertion
@@ -37,7 +38,7 @@ class Gated(nn.Module):
 
 def inserted_blocks(module: nn.Module) -> dict[str, str]:
     """Return the names of the blocks that were put at ``module``, with where each stands."""
-    return dict(getattr(module, 'inserted', ()))
+    return dict(module.inserted) if isinstance(module, RunsInserted) else {}
 
 
 @functools.cache

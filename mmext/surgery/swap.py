@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmcv.cnn import ConvModule
@@ -14,41 +14,21 @@ from torch import nn
 
 from mmext.arguments import checked
 from mmext.contracts import StandsFor, shown_by
-from mmext.hosts import build_from_host
 from mmext.numerics import is_depthwise
-from mmext.registry import MODELS, resolve
+from mmext.registry import MODELS
 from mmext.surgery.insert import Gated, insert_block, misfit
 from mmext.surgery.layout import ChannelsLast, channel_axis
 from mmext.surgery.rules import Insertion, Rule, as_pair, choose, parse
 from mmext.surgery.trial import Place, Point, Shape, try_out
 from mmext.surgery.undo import remember
 from mmext.takeover import distance, is_frozen, verdict
+from mmext.wrapping import build_wrapped, wraps_model
 
-__all__ = ['build_wrapped', 'swap_layers', 'unwrapped']
-
-
-def build_wrapped(model: Any, model_args: dict, user: str) -> nn.Module:
-    """Build what a wrapping config entry wraps.
-
-    ``model`` is a config, or a type whose arguments are the wrapper's remaining ones. The second form lets a config wrap a
-    component of its base by a merge: ``backbone=dict(type='mmext.swap_layers', model='mmdet.ResNet', rules=[...])`` keeps
-    every argument that the base gave to its ResNet.
-
-    Raises:
-        ValueError: If ``model`` is none of these.
-    """
-    if isinstance(model, nn.Module):
-        return model
-    if isinstance(model, (list, tuple)):
-        return ROOT_MODELS.build(list(model))
-    if isinstance(model, str) or callable(model):
-        model = dict(type=model)
-    if not isinstance(model, Mapping) or not resolve(model):
-        raise ValueError(f"{user} needs model='TypeName' or model=dict(type='TypeName', ...), got {model=}")
-    return build_from_host({**model, **model_args}, user)
+__all__ = ['swap_layers']
 
 
 @MODELS.register_module()
+@wraps_model('rules', 'input_shape')
 @shown_by(
     model=dict(type='mmext.LENIConv', in_channels=8, out_channels=8, kernel_size=3),
     rules=[dict(kernel_size=3, to=dict(type='mmext.RefConv2d'))],
@@ -184,15 +164,6 @@ def _insert(model: nn.Module, rules: list[Insertion], input_shape: Sequence[int]
             start = 'the model computes as before' if rule.identity else 'the block works from the start'
             lines.append(f'{rule.where} {point.name}: {_kind(block)}, {count:,} parameters, {start}')
     return lines
-
-
-def unwrapped(cfg: Mapping) -> Any:
-    """Return the config of what a ``swap_layers`` or ``folded`` entry wraps."""
-    model = cfg['model']
-    args = {k: v for k, v in cfg.items() if k not in ('type', 'model', 'rules', 'input_shape', 'fuse_bn')}
-    if isinstance(model, (list, tuple)):
-        return model
-    return {**model, **args} if isinstance(model, Mapping) else dict(type=model, **args)
 
 
 def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -10,6 +10,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from mmext.folding import fold
 from mmext.surgery.insert import inserted_blocks
 from mmext.surgery.sites import host_class
 from mmext.surgery.trial import Place
@@ -97,8 +98,6 @@ def merge_swap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     Returns:
         The model, or its replacement, and the names of the layers of this pack that stay, inserted blocks among them.
     """
-    from mmext.folding import fold  # which builds on this package
-
     merged = fold(model)
     stay = [n for n, m in merged.named_modules() if type(m).__module__.startswith('mmext.')]
     return merged, [n for n in stay if not any(n.startswith(f'{other}.') for other in stay)]

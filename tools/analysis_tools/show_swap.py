@@ -23,9 +23,10 @@ from torch import nn
 from mmext import cli
 from mmext.errors import UsageError, reason
 from mmext.export import TensorMode
-from mmext.folding import fold, innermost
+from mmext.folding import fold
 from mmext.registry import resolve
 from mmext.surgery import distance, host_class, verdict
+from mmext.wrapping import innermost
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
