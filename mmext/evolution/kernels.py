@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmext import ops
 from mmext.evolution.positions import Positions
-from mmext.numerics import at_least_float32, in_transform
+from mmext.numerics import in_transform
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.ops.neighborhood import neighborhood_aggregate, neighborhood_mask
 from mmext.ops.sample_conv import sample_conv2d
@@ -244,11 +245,10 @@ def tap_softmax(logits: Tensor, positions: Positions, size: Sequence[int], mask:
         size: (H, W) of the image.
         mask: Whether taps outside of the image get no weight. A window that sees no pixel has equal weights.
     """
-    wide = at_least_float32(logits)
+    inside = None
     if mask and positions.border == 'zero':
         inside = neighborhood_mask((size[0], size[1]), **positions.options, device=logits.device)
-        wide = wide.masked_fill(~inside, torch.finfo(wide.dtype).min)
-    return wide.softmax(2).to(logits.dtype)
+    return ops.tap_softmax(logits, inside)
 
 
 def relative_bias(table: Tensor, positions: Positions, size: Sequence[int]) -> Tensor:

@@ -9,6 +9,7 @@ from mmext.ops.neighborhood import (
     neighborhood_mask,
 )
 from mmext.ops.sample_conv import sample_conv2d
+from mmext.ops.tap_softmax import tap_softmax
 
 __all__ = [
     'NativeStatus',
@@ -19,4 +20,5 @@ __all__ = [
     'neighborhood_correlate',
     'neighborhood_mask',
     'sample_conv2d',
+    'tap_softmax',
 ]

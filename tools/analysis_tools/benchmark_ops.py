@@ -22,7 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmext.analysis.timing import Report, check, interleave, main
-from mmext.ops import depthwise_conv2d, neighborhood_aggregate
+from mmext.ops import (
+    depthwise_conv2d,
+    neighborhood_aggregate,
+    neighborhood_correlate,
+    neighborhood_mask,
+    tap_softmax,
+)
 from mmext.ops.neighborhood import reference
 from mmext.ops.neighborhood.geometry import resolve
 
@@ -68,6 +74,43 @@ def aggregate(report: Report, rounds: int) -> None:
             report.ratio(
                 f'aggregate forward+backward K={kernel} against {other}', times['native'], times[other], target
             )
+
+
+def tap_weights(report: Report, rounds: int) -> None:
+    """The softmax over the taps inside, against a filled mask and torch's softmax; and what attention becomes by it."""
+    kernel = 7
+    query, key, value = torch.randn(3, BATCH, CHANNELS, SIZE, SIZE)
+    logits = neighborhood_correlate(query, key, GROUPS, kernel)
+    inside = neighborhood_mask((SIZE, SIZE), kernel)
+
+    def masked(x: Tensor) -> Tensor:
+        return x.masked_fill(~inside, torch.finfo(x.dtype).min).softmax(2)
+
+    def native(x: Tensor) -> Tensor:
+        return tap_softmax(x, inside)
+
+    functions = {'native': native, 'masked': masked}
+    exact = masked(logits.double())
+    for name, function in functions.items():
+        check(name, function(logits), exact)
+    times = interleave({n: partial(f, logits) for n, f in functions.items()}, rounds)
+    report.ratio('softmax over taps forward K=7 against mask and softmax', times['native'], times['masked'], 1.3)
+
+    def attend(weigh: Callable) -> Tensor:
+        return neighborhood_aggregate(value, weigh(neighborhood_correlate(query, key, GROUPS, kernel)), kernel)
+
+    times = interleave({n: partial(attend, f) for n, f in functions.items()}, rounds)
+    report.ratio('attention over neighbors forward K=7 against the same', times['native'], times['masked'], 1.1)
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    z = torch.randn(BATCH, CHANNELS, SIZE, SIZE)
+
+    def train(weigh: Callable) -> tuple:
+        return torch.autograd.grad(attend(weigh), inputs, z)
+
+    times = interleave({n: partial(train, f) for n, f in functions.items()}, max(3, rounds // 2))
+    report.ratio(
+        'attention over neighbors forward+backward K=7 against the same', times['native'], times['masked'], 1.1
+    )
 
 
 def _peak_beyond(call: Callable[[], object]) -> int:
@@ -237,6 +280,7 @@ def unseen_sizes(report: Report, rounds: int) -> None:
 
 SECTIONS = {
     'aggregate': aggregate,
+    'tap-softmax': tap_weights,
     'memory': memory,
     'memory-bound': memory_bound,
     'weight-gradient': weight_gradient,
