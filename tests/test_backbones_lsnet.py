@@ -1,14 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.config import ConfigDict
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from official_layers import shaken
 from official_layers.lsnet import ARCH
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmext.analysis.samples import batch_for, take_step
 from mmext.backbones.lsnet import LSNet
 from mmext.necks.lsnet_fpn import LSNetFPN
 
@@ -149,18 +147,3 @@ def test_finer_levels_are_made_of_the_finest_sum():
 def test_bad_pyramids(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_a_stock_two_stage_detector_learns_with_network_and_pyramid(tmp_path):
-    from mmengine.config import Config
-
-    import mmext  # noqa: F401 - teaches the config loader its scopes
-
-    (tmp_path / 'config.py').write_text("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n")
-    cfg = Config.fromfile(tmp_path / 'config.py')
-    init_default_scope('mmdet')
-    cfg.model.backbone = dict(type='mmext.LSNet', **SMALL)
-    cfg.model.neck = dict(type='mmext.LSNetFPN', in_channels=[16, 24, 32], out_channels=256, num_outs=5)
-    model = MODELS.build(ConfigDict(cfg.model)).train()
-    log = take_step(model, cfg.optim_wrapper, batch_for('mmdet', size=96), 96)
-    assert torch.isfinite(torch.as_tensor(log['loss']))

@@ -1,13 +1,10 @@
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.registry import MODELS, init_default_scope
 from official_layers import shaken
 from official_layers.overlock import ARCH
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmext.analysis.samples import batch_for, take_step
 from mmext.backbones.overlock import BRANCHES, OverLoCK
 
 #: Parameters in millions of the deployed classifier and of that in training, without the head on the overview, and GMACs at
@@ -110,18 +107,3 @@ def test_branches_cover_no_more_than_their_kernel():
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_a_stock_two_stage_detector_learns_with_it(tmp_path):
-    from mmengine.config import Config
-
-    import mmext  # noqa: F401 - teaches the config loader its scopes
-
-    (tmp_path / 'config.py').write_text("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n")
-    cfg = Config.fromfile(tmp_path / 'config.py')
-    init_default_scope('mmdet')
-    cfg.model.backbone = dict(type='mmext.OverLoCK', arch=ARCH)
-    cfg.model.neck.in_channels = [16, 16, 24, 40]
-    model = MODELS.build(ConfigDict(cfg.model)).train()
-    log = take_step(model, cfg.optim_wrapper, batch_for('mmdet', size=96), 96)
-    assert torch.isfinite(torch.as_tensor(log['loss']))
