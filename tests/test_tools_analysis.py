@@ -143,8 +143,10 @@ def test_compare_ranks_beside_the_reference_and_says_what_a_difference_is_worth(
     assert (configs / 'out/compare.png').stat().st_size > 1000
 
 
-def test_compare_repeats_no_training_and_mixes_none(tool, configs, trainings, capsys):
+def test_compare_repeats_no_training_and_mixes_none(tool, configs, trainings, monkeypatch, capsys):
     compare = tool('compare')
+    figures = dict(training=1.0, deployed=1.0, parameters=1, deployed_parameters=1, flops=1.0)
+    monkeypatch.setattr(compare, 'cost', lambda models, shape: dict.fromkeys(models, figures))
     compare.main(arguments(configs, 'xnor', 'plain'))
     assert trainings == [('xnor', 0, True), ('xnor', 2, True), ('plain', 0, True), ('plain', 2, True)]
     compare.main(arguments(configs, 'xnor', 'plain', 'phconv'))
