@@ -732,3 +732,45 @@ def test_the_distance_is_that_of_the_outputs_and_changes_nothing():
     assert verdict(distance(nn.ReLU(), LENI(4), (1, 4, 8, 8))) == 'exact'
     assert verdict(distance(nn.GELU(), LENI(4), (1, 4, 8, 8))).startswith('near (0.')
     assert verdict(distance(old, nn.Conv2d(4, 4, 3))) == 'none'
+
+
+@pytest.mark.parametrize('name', ['RefConv2d', 'DEConv2d', 'WeightedConv2d', 'RepSO2d', 'DilatedReparamConv2d'])
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_layer_of_a_built_model_that_grows_computes_as_before(name, bias):
+    groups = 8 if name in ('RepSO2d', 'DilatedReparamConv2d') else 1
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=groups, bias=bias)).eval()
+    x = torch.randn(1, 8, 12, 12)
+    y = net(x)
+    swap_layers(net, rules=[dict(kernel_size=3, to=dict(type=f'mmext.{name}', kernel_size=5, padding=2))])
+    assert net[0].kernel_size == (5, 5)
+    torch.testing.assert_close(net.eval()(x), y, rtol=1e-4, atol=1e-5)
+
+
+def roi_head(bbox_head):
+    extractor = dict(
+        type='SingleRoIExtractor',
+        roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+        out_channels=16,
+        featmap_strides=[4, 8, 16, 32],
+    )
+    sizes = dict(in_channels=16, fc_out_channels=32, roi_feat_size=7, num_classes=5)
+    head = dict(sizes, bbox_coder=dict(type='DeltaXYWHBBoxCoder'), loss_cls=dict(type='CrossEntropyLoss'))
+    return dict(type='StandardRoIHead', bbox_roi_extractor=extractor, bbox_head={**head, **bbox_head})
+
+
+def test_a_second_stage_alone_is_tried_with_maps_and_boxes():
+    init_default_scope('mmdet')
+    leni = dict(layer='ReLU', to=dict(type='mmext.LENI'))
+    convs = roi_head(dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=16))
+    # As they come, without a word from the module that holds them: the trial must tell the channels.
+    head = ROOT_MODELS.build(convs)
+    for module in head.bbox_head.shared_convs:
+        module.__class__ = type(
+            'OwnConvModule', (nn.Module,), dict(forward=lambda self, x: self.activate(self.conv(x)))
+        )
+    swap_layers(head, rules=[dict(leni, match='convs')])
+    assert [m.activate.num_channels for m in head.bbox_head.shared_convs] == [16] * 4
+    with pytest.raises(
+        ValueError, match=r'LENI in the place of bbox_head\.relu .*given tensors of the shape \(\d+, 32\)'
+    ):
+        ROOT_MODELS.build(dict(type='mmext.swap_layers', model=roi_head(dict(type='Shared2FCBBoxHead')), rules=[leni]))

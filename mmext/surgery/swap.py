@@ -14,6 +14,7 @@ from torch import nn
 
 from mmext.arguments import checked
 from mmext.contracts import StandsFor, shown_by
+from mmext.convs.base import ExtConv2d
 from mmext.numerics import is_depthwise
 from mmext.registry import MODELS
 from mmext.surgery.insert import Gated, insert_block, misfit
@@ -314,6 +315,11 @@ def _take_over(old: nn.Module, new: nn.Module, kernel: bool = False) -> nn.Modul
     same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
     if loads_kernel:
         same.update({k: v for k, v in old.state_dict().items() if k in ('weight', 'bias')})
+    elif kernel and isinstance(new, ExtConv2d) and new.keeps_weight and 'weight' not in same:
+        weight = old.get_parameter('weight')  # of a smaller window
+        stays = getattr(new, 'plain', False) or getattr(new, 'stretches', True)
+        if stays and new.can_load_kernel(weight.shape):
+            same['weight'] = new.fill_window(weight.detach())
     new.load_state_dict(same, strict=False)
     return new
 

@@ -121,6 +121,8 @@ def _run(model: nn.Module, inputs: Any) -> Exception | None:
     try:
         if isinstance(model, BaseModel):
             TensorMode(model, inputs)(inputs)
+        elif isinstance(inputs, _Arguments):
+            model(*inputs)
         else:
             model(inputs)
     except Exception as error:  # whatever a host raises says that this was no input for it
@@ -148,6 +150,11 @@ def _inputs(model: nn.Module, shape: Sequence[int] | None) -> Iterator[tuple[Any
     if isinstance(model, BaseModel):
         yield at_two_sizes(lambda size: like.new_zeros(1, 3, size, size))
         return
+    extractor = getattr(model, 'bbox_roi_extractor', None)
+    if isinstance(extractor, nn.Module):  # the second stage of a detector takes maps, boxes and samples
+        width, levels = int(extractor.out_channels), int(extractor.num_inputs)  # type: ignore[arg-type]
+        yield at_two_sizes(lambda size: _Arguments((maps([width] * levels, size), [_boxes(like, size // 32)], None)))
+        return
     channels = getattr(model, 'in_channels', None)
     if isinstance(channels, (list, tuple)):
         yield at_two_sizes(lambda size: maps(channels, size))
@@ -163,6 +170,16 @@ def _inputs(model: nn.Module, shape: Sequence[int] | None) -> Iterator[tuple[Any
         yield (vector,), []
     yield at_two_sizes(lambda size: like.new_zeros(1, width, size, size))
     yield at_two_sizes(lambda size: (like.new_zeros(1, width, size, size),))
+
+
+class _Arguments(tuple):
+    """Several arguments of a forward."""
+
+
+def _boxes(like: Tensor, count: int) -> Any:
+    from mmengine.structures import InstanceData
+
+    return InstanceData(bboxes=like.new_tensor([[0.0, 0.0, 32.0, 32.0]]).repeat(count, 1))
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def flops(model: nn.Module, shape: Sequence[int]) -> float:
     images = torch.zeros(1, 3, *shape)
     function = TensorMode(model, images).eval()
     try:
-        return float(get_model_complexity_info(function, inputs=(images,), show_table=False)['flops'])
+        return float(get_model_complexity_info(function, inputs=(images,), show_table=False, show_arch=False)['flops'])
     except Exception as error:  # the counter traces the model, and prints it, which not every host's model allows
         raise UsageError(f'the FLOPs cannot be counted ({reason(error)}); pass --no-flops') from error
 
