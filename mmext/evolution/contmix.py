@@ -96,7 +96,7 @@ class ContextMixer(nn.Module):
             self.positions, weights, biases, (self.small_bias, self.large_bias), strict=True
         ):
             logits = ((k @ weight.T.to(k.dtype)).transpose(-1, -2) @ q).unflatten(3, size)
-            logits = logits + (relative_bias(table, here, size) + bias[:, None, None])
+            logits = logits + relative_bias(table, here, size, bias)
             parts.append(TapKernel(weight=tap_softmax(logits, here, size), positions=here))
         half = self.channels // 2
         return SplitKernel(parts=parts, channels=(half, self.channels - half))

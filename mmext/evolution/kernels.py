@@ -251,19 +251,32 @@ def tap_softmax(logits: Tensor, positions: Positions, size: Sequence[int], mask:
     return ops.tap_softmax(logits, inside)
 
 
-def relative_bias(table: Tensor, positions: Positions, size: Sequence[int]) -> Tensor:
+def relative_bias(table: Tensor, positions: Positions, size: Sequence[int], of_taps: Tensor | None = None) -> Tensor:
     """Return what a table of relative positions adds to the logits, (G, N, Ho, Wo), or (G, N, 1, 1) where that is enough.
 
     Args:
         table: (G, 2 * kh - 1, 2 * kw - 1), by the distance of a tap from the center of its window.
         positions: S. Taps of windows that slide inside of the image are as far from the center as they then are.
         size: (H, W) of the image.
+        of_taps: (N,), added too.
     """
+    # Windows that slide have as many places as taps; an image of that size shows them all, and the middle one repeats.
+    slides = positions.border == 'shift' and positions.dilation == (1, 1)
+    repeats = slides and not torch.onnx.is_in_onnx_export()  # which knows a size as a tensor
+    shown = positions.kernel_size if repeats else size
     rows, columns = (
         (offset[..., None] == torch.arange(n, device=table.device)).to(table)
-        for offset, n in zip(positions.offsets(size, table.device), table.shape[1:], strict=True)
+        for offset, n in zip(positions.offsets(shown, table.device), table.shape[1:], strict=True)
     )
     # Products with ones and zeros: exact, and their gradients are products too, where indexing would add one by one.
     picked = rows.flatten(0, 1) @ table @ columns.flatten(0, 1).T
     picked = picked.unflatten(2, columns.shape[:2]).unflatten(1, rows.shape[:2])
-    return picked.permute(0, 2, 4, 1, 3).flatten(1, 2)
+    bias = picked.permute(0, 2, 4, 1, 3).flatten(1, 2)
+    bias = bias if of_taps is None else bias + of_taps[:, None, None]
+    if repeats:
+        for axis, length in zip((2, 3), size, strict=True):
+            before, middle, after = bias.tensor_split((bias.shape[axis] // 2, bias.shape[axis] // 2 + 1), axis)
+            shape = [-1] * 4
+            shape[axis] = length - bias.shape[axis] + 1
+            bias = torch.cat([before, middle.expand(shape), after], axis)
+    return bias
