@@ -1,0 +1,11 @@
+_base_ = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
+
+model = dict(
+    type='mmext.auto_channels',
+    model='mmpretrain.ImageClassifier',
+    backbone=dict(
+        _delete_=True, type='mmext.AttNet', arch='T2', out_indices=(3,), pooled_norm=True, drop_path_rate=0.2
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(in_channels='auto'),
+)
