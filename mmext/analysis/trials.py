@@ -61,10 +61,13 @@ class Trial:
     after: Trial | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def resolved(self) -> str:
+        """Return the config with all that it inherits, as text."""
+        return json.dumps(cli.read_config(str(self.config)).to_dict(), sort_keys=True, default=repr)
+
     def digest(self) -> str:
         """Return a hash of all that decides the result: the resolved config, the seed, the code, and what it starts from."""
-        resolved = cli.read_config(str(self.config)).pretty_text
-        parts = [resolved, str(self.seed), _code(), self.after.digest() if self.after else '']
+        parts = [self.resolved(), str(self.seed), _code(), self.after.digest() if self.after else '']
         return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
     def value(self, metric: str) -> float:

@@ -65,7 +65,7 @@ def trials_of(configs: Sequence[Path], bases: dict[Path, Path], seeds: Sequence[
     for (config, _), trial in trials.items():
         base = trials[bases[config], seeds[0]]
         named = '/'.join(base.work_dir.parts[-2:])
-        if base is not trial and base.config != config and f'/{named}/' in cli.read_config(str(config)).pretty_text:
+        if base is not trial and base.config != config and f'/{named}/' in trial.resolved():
             trial.after = base
     return list(trials.values())
 
