@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
 from pathlib import Path
 
 from mmext import cli
@@ -115,8 +116,8 @@ class Trial:
 
 def _free(path: Path) -> Path:
     """Return ``path``, or the first of ``path.1``, ``path.2``, ... that is not there."""
-    taken = (path, *(path.with_name(f'{path.name}.{i}') for i in range(1, 10**6)))
-    return next(p for p in taken if not p.exists())
+    names = chain([path.name], (f'{path.name}.{i}' for i in count(1)))
+    return next(p for p in map(path.with_name, names) if not p.exists())
 
 
 def _last_values(work_dir: Path) -> dict[str, float]:
