@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     'adaptive_mean',
     'at_least_float32',
+    'attend',
     'cached_constants',
     'full_precision',
     'in_transform',
@@ -41,6 +43,19 @@ def full_precision(tensor: Tensor) -> AbstractContextManager:
 def in_transform() -> bool:
     """Return whether this runs within a transform of ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...) or in forward mode."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``F.scaled_dot_product_attention``; the fused kernels of a CPU know neither forward mode nor transforms.
+
+    Args:
+        query: (..., N, D).
+        key: (..., M, D).
+        value: (..., M, E).
+        bias: Added to the logits, (..., N, M).
+    """
+    with sdpa_kernel(SDPBackend.MATH) if in_transform() else nullcontext():
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 @contextmanager

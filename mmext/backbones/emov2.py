@@ -16,6 +16,7 @@ from mmext.arguments import Cfg, Count, DropRate, Few, OddSize, Positive, Repeat
 from mmext.backbones.staged import StagedBackbone, one_entry_per_stage
 from mmext.blocks.build import with_num_channels
 from mmext.blocks.recomputed import Recomputed
+from mmext.numerics import attend
 from mmext.registry import MODELS
 
 __all__ = ['EMOv2']
@@ -55,7 +56,7 @@ class _WindowAttention(nn.Module):
             x = x.reshape(batch, -1, *split).permute(0, *outer, *inner, 1)
             return x.reshape(batch * rows * columns, sides[0] * sides[1], self.heads, -1).transpose(1, 2)
 
-        y = F.scaled_dot_product_attention(windows(query), windows(key), windows(value))
+        y = attend(windows(query), windows(key), windows(value))
         y = y.transpose(1, 2).reshape(batch, rows, columns, *sides, channels)
         y = y.permute(0, 5, 3, 1, 4, 2) if far else y.permute(0, 5, 1, 3, 2, 4)
         return y.reshape(batch, channels, height, width)

@@ -20,6 +20,7 @@ from mmext.blocks.recomputed import Recomputed
 from mmext.blocks.squeeze_excite import SqueezeExcite
 from mmext.convs.repso import RepSO2d
 from mmext.evolution.ls_conv import LSConv2d
+from mmext.numerics import attend
 from mmext.registry import MODELS
 
 __all__ = ['LSNet']
@@ -111,7 +112,7 @@ class _Attention(BaseModule):
             y.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3) for y in (self.spread(query), key, value)
         )
         bias = self.bias(query.shape[2]).to(query.dtype)[None]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        mixed = attend(query, key, value, bias)
         return x + self.project(self.act(mixed.transpose(2, 3).reshape(x.shape[0], self.values, *x.shape[2:])))
 
 

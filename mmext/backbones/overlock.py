@@ -1,4 +1,7 @@
-"""OverLoCK: an overview first, then a closer look with kernels that the overview makes."""
+"""OverLoCK: an overview first, then a closer look with kernels that the overview makes.
+
+The file is long because the network has two kinds of blocks and passes through its last stages twice.
+"""
 
 from __future__ import annotations
 

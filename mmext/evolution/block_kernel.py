@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmext.evolution.kernels import DenseKernel, FactoredKernel
+from mmext.numerics import attend
 
 __all__ = ['BlockKernel']
 
@@ -47,7 +47,7 @@ class BlockKernel(FactoredKernel):
     def aggregate(self, x: Tensor) -> Tensor:
         value = self.windows(x)
         query, key, logits = (part.to(value.dtype) for part in (self.query, self.key, self.logits))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=logits)
+        out = attend(query, key, value, logits)
         return self.placed(out).flatten(1, 2)
 
     def dense(self, x: Tensor) -> DenseKernel:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmext.arguments import Positive
 from mmext.evolution.token_attention import TokenAttention
-from mmext.numerics import at_least_float32, full_precision
+from mmext.numerics import at_least_float32, attend, full_precision
 from mmext.registry import MODELS
 
 __all__ = ['GPSA']
@@ -96,7 +96,7 @@ class GPSA(TokenAttention):
         return self.gating_param.sigmoid()[:, None, None]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int]) -> Tensor:
-        content = F.scaled_dot_product_attention(q, k, v)
+        content = attend(q, k, v)
         rows, columns = (axis.to(v.dtype) for axis in self.axes(size))
         extra, placed = v.split([self.num_extra_tokens, v.shape[2] - self.num_extra_tokens], 2)
         by_column = columns[:, None] @ placed.unflatten(2, size)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmext import ops
 from mmext.evolution.positions import Positions
-from mmext.numerics import in_transform
+from mmext.numerics import attend
 from mmext.ops.depthwise import depthwise_conv2d
 from mmext.ops.neighborhood import neighborhood_aggregate, neighborhood_mask
 from mmext.ops.sample_conv import sample_conv2d
@@ -194,10 +194,7 @@ class AttentionKernel(FactoredKernel):
 
     def aggregate(self, x: Tensor) -> Tensor:
         value = x.flatten(2).unflatten(1, (self.query.shape[1], -1)).transpose(-1, -2)
-        if in_transform():  # torch's fused attention has no derivative of forward mode
-            out = self._weights() @ value
-        else:
-            out = F.scaled_dot_product_attention(self.query.to(x.dtype), self.key.to(x.dtype), value)
+        out = attend(self.query.to(x.dtype), self.key.to(x.dtype), value)
         return out.transpose(-1, -2).flatten(1, 2).unflatten(2, self.size)
 
     def dense(self, x: Tensor) -> DenseKernel:
