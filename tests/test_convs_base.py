@@ -102,7 +102,7 @@ def test_a_layer_without_a_weight_says_why_and_is_passed_over_by_initializers():
     layer = make('DCLSConv2d')
     assert not hasattr(layer, 'weight')
     with pytest.raises(
-        AttributeError, match=r'DCLSConv2d has no weight, because its kernel .*init_weights of some hosts.*skip='
+        AttributeError, match=r'DCLSConv2d has no weight: it generates its kernel .*init_weights of a host .*skip='
     ):
         _ = layer.weight
     with pytest.raises(AttributeError, match='no_such'):

@@ -6,10 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmext.arguments import Count, Few
 from mmext.backbones.base import Backbone
+from mmext.blocks.recomputed import recomputed
 
 __all__ = ['StagedBackbone', 'one_entry_per_stage']
 
@@ -88,7 +88,7 @@ class _Blocks(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
-            x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
+            x = recomputed(block, x, with_cp=self.with_cp)
         return x
 
 

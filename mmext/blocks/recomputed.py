@@ -8,7 +8,14 @@ from typing import Any
 from mmengine.model import BaseModule
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ['Recomputed']
+__all__ = ['Recomputed', 'recomputed']
+
+
+def recomputed(call: Callable[..., Any], *inputs: Any, with_cp: bool) -> Any:
+    """Return ``call(*inputs)``; with ``with_cp`` its activations are forgotten, and computed again in the backward pass."""
+    if with_cp and any(x.requires_grad for x in inputs):
+        return checkpoint(call, *inputs, use_reentrant=False)
+    return call(*inputs)
 
 
 class Recomputed(BaseModule):
@@ -29,6 +36,4 @@ class Recomputed(BaseModule):
 
     def forward(self, *inputs: Any) -> Any:
         """Return ``compute(*inputs)``."""
-        if self.with_cp and any(x.requires_grad for x in inputs):
-            return checkpoint(self.compute, *inputs, use_reentrant=False)
-        return self.compute(*inputs)
+        return recomputed(self.compute, *inputs, with_cp=self.with_cp)

@@ -136,9 +136,8 @@ class ExtConv2d(nn.Conv2d):
     def __getattr__(self, name: str) -> Any:
         if name == 'weight' and not self.keeps_weight:
             raise ForeignWeightError(
-                f'{type(self).__name__} has no weight, because its kernel is made of other parameters; what asks for one (the '
-                'init_weights of some hosts, fuse_conv_bn, efficient_conv_bn_eval) does not serve it: leave the layer out '
-                'there by skip=..., or fold the model first (tools/deploy.py, or mmext.folding.fold)'
+                f'{type(self).__name__} has no weight: it {self.refuses_weight}; where the init_weights of a host asks for '
+                'one, leave the layer out by skip=...'
             )
         return super().__getattr__(name)
 

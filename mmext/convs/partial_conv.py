@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.convs.base import ExtConv2d
-from mmext.convs.cache import may_cache
+from mmext.convs.cache import CACHED_KEYS, may_cache
 from mmext.registry import MODELS
 
 __all__ = ['PartialConv2d']
@@ -19,8 +19,6 @@ REFUSAL = (
     "in mode='mask' zeroes the holes after its bias, so that no batch norm can be fused into it; leave fuse_conv_bn and "
     'efficient_conv_bn_eval out for this model'
 )
-# More image sizes than one network sees at a time, even over the levels of a pyramid.
-CACHED_SHAPES = 32
 
 
 @MODELS.register_module()
@@ -132,7 +130,7 @@ class PartialConv2d(ExtConv2d):
             return self._make_ratio(x, y)
         key = (x.shape[-2:], self.stride, self.padding, self.dilation, y.device, y.dtype)
         if key not in self._ratios:
-            if len(self._ratios) >= CACHED_SHAPES:
+            if len(self._ratios) >= CACHED_KEYS:
                 self._ratios.clear()
             # A tensor made under inference_mode could not be used by a later training step.
             with torch.inference_mode(False), torch.no_grad():
