@@ -178,12 +178,29 @@ def test_a_second_stage_comes_after_the_training_it_starts_from(tool, configs, t
     compare = tool('compare')
     compare.main(arguments(configs, 'phconv', 'plain'))
     assert [name for name, *_ in trainings] == ['plain', 'plain', 'phconv', 'phconv']
-    bases = {configs / f'{n}.py': configs / 'plain.py' for n in ('phconv', 'plain')}
-    second, first = compare.trials_of(list(bases), bases, [0], configs / 'out/compare')
+    trials = compare.trials_of([configs / 'phconv.py', configs / 'plain.py'], [0], configs / 'out/compare')
+    second, first = trials.values()
     before = second.digest()
     assert second.after is first
     first.seed = 1
     assert second.digest() != before, 'what it starts from decides its result'
+
+
+def test_a_first_stage_is_trained_once_and_stands_in_no_table(tool, configs, trainings):
+    start = str(configs / 'out/compare/xnor/seed0/epoch_1.pth')
+    for name, line in (('plain', f'load_from = {start!r}'), ('xnor', 'first_stage = True')):
+        path = configs / f'{name}.py'
+        path.write_text(path.read_text() + f'\n{line}\n')
+    path = configs / 'xnor.py'
+    path.write_text(path.read_text().replace("_base_ = 'plain.py'", "_base_ = 'phconv.py'"))
+    path = configs / 'phconv.py'
+    path.write_text((configs / 'plain.py').read_text().replace(f'load_from = {start!r}', ''))
+    tool('compare').main([*arguments(configs, 'plain', 'xnor'), '--metric', 'accuracy/top1', 'lr'])
+    assert [(name, seed) for name, seed, _ in trainings] == [('xnor', 0), ('plain', 0), ('plain', 2)]
+    text = (configs / 'out/compare.md').read_text()
+    assert '| plain | 51.0 ± 1.0 | 0.1 ± 0.0 | the reference |' in text
+    assert '| Config | Top-1 (%) | lr | Top-1 (%) beside the reference |' in text
+    assert 'xnor' not in text
 
 
 def test_compare_says_which_training_failed_or_logged_another_metric(tool, configs, trainings, monkeypatch):

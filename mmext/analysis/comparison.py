@@ -24,7 +24,7 @@ from mmext.registry import resolve
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['beside', 'cost', 'draw', 'family_of', 'table']
+__all__ = ['beside', 'cost', 'draw', 'family_of', 'spread_of', 'table']
 
 #: One color for each kind of component, in the order of their first appearance.
 COLORS = ('#4878a8', '#dd8452', '#55a868', '#8172b3', '#937860', '#da8bc3', '#ccb974', '#64b5cd')
@@ -121,17 +121,23 @@ def beside(scores: Sequence[float], reference: Sequence[float]) -> dict[str, flo
     return dict(difference=difference, p=p, beyond_spread=apart)
 
 
-def table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Write the rows as Markdown, the metric under ``title``."""
+def spread_of(scores: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of scores over seeds and half their range."""
+    return dict(mean=statistics.fmean(scores), spread=(max(scores) - min(scores)) / 2, scores=list(scores))
+
+
+def table(rows: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> str:
+    """Write the rows as Markdown, the metrics under ``titles``; the first is the one that is compared."""
     lines = [
-        f'| Config | {title} | Beside the reference | Parameters, trained -> deployed | MFLOPs, deployed | '
-        'Training step (ms) | Deployed forward (ms) |',
-        '| :-- | :-: | :-: | :-: | :-: | :-: | :-: |',
+        f'| Config | {" | ".join(titles)} | {titles[0]} beside the reference | Parameters, trained -> deployed | '
+        'MFLOPs, deployed | Training step (ms) | Deployed forward (ms) |',
+        '| :-- |' + ' :-: |' * (5 + len(titles)),
     ]
     for row in rows:
         count = f'{row["parameters"]:,} -> {row["deployed_parameters"]:,}'
+        scores = ' | '.join(f'{m["mean"]:.1f} ± {m["spread"]:.1f}' for m in (row, *row['others']))
         lines.append(
-            f'| {row["name"]} | {row["mean"]:.1f} ± {row["spread"]:.1f} | {_worth(row)} | {count} | '
+            f'| {row["name"]} | {scores} | {_worth(row)} | {count} | '
             f'{row["flops"] / 1e6:.2f} | {row["training"]:.1f} ({row["training_ratio"]:.2f}x) | '
             f'{row["deployed"]:.2f} ({row["deployed_ratio"]:.2f}x) |'
         )
