@@ -1,0 +1,3 @@
+_base_ = 'faster_rcnn_fpn.py'
+
+model = dict(neck=dict(type='PAFPN'))

@@ -1,0 +1,3 @@
+_base_ = 'retinanet_fpn.py'
+
+model = dict(neck=dict(type='PAFPN'))
