@@ -59,7 +59,7 @@ def entries() -> list[Entry]:
             kind, _, rest = component.__module__.removeprefix('mmext.').partition('.')
             doc = inspect.getdoc(component) or ''
             text = doc.partition('\n')[0]
-            found.append(Entry(name, kind, rest or kind, text, _paper(doc), component))
+            found.append(Entry(name, kind, rest.rpartition('.')[2] or kind, text, _paper(doc), component))
     return sorted(found, key=lambda entry: (entry.kind, entry.slug, entry.name))
 
 

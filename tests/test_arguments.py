@@ -21,9 +21,9 @@ from mmext.arguments import Cfg, Count, Pattern, Positive, above, at_most, check
 from mmext.convs import RefConv2d
 from mmext.errors import UsageError
 from mmext.evolution.token_attention import TokenAttention
-from mmext.inr.base import CoordNetwork
 from mmext.inr.grid import coordinate_grid
-from mmext.inr.operators import MeasurementOperator
+from mmext.inr.measurements.operators import MeasurementOperator
+from mmext.inr.networks.base import CoordNetwork
 
 HOSTILE = [None, math.nan, math.inf, -math.inf, -1, 0, 1.5, 1e9, 10**9, 'no such', [], {}, object(), True, (1, 2)]
 PACKAGE = str(Path(mmext.__file__).parent)

@@ -15,7 +15,7 @@ import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
 from mmext.analysis.samples import batch_for, take_step
 from mmext.contracts import TakesOneSize, find
 from mmext.folding import fold
-from mmext.inr.fresh import open_frequencies
+from mmext.inr.networks.fresh import open_frequencies
 from mmext.registry import require
 
 ROOT = Path(__file__).parents[1]

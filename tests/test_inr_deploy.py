@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
-import mmext.inr.semantics
+import mmext.inr.networks.semantics
 from mmext.convs.generated import GeneratedConv2d
 from mmext.deploy import deploy
 from mmext.errors import UsageError
@@ -298,7 +298,7 @@ def test_convolutions_see_the_signal_that_a_generator_sees(monkeypatch):
     def never(*_):
         raise AssertionError('the encoder is built')
 
-    monkeypatch.setattr(mmext.inr.semantics.SemanticEncoder, '__init__', never)
+    monkeypatch.setattr(mmext.inr.networks.semantics.SemanticEncoder, '__init__', never)
     for reparam in (None, 'static', 'dynamic'):
         other = ConvINR(width=5, depth=2, reparam=reparam)
         state = copy.deepcopy(other.state_dict())

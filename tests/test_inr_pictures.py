@@ -12,7 +12,8 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from mmext.errors import UsageError
-from mmext.inr import draw_progress, draw_reconstruction, psnr, radial_spectrum, save_figure, signal_picture_hook
+from mmext.inr import draw_progress, draw_reconstruction, psnr, radial_spectrum, save_figure
+from mmext.inr.tasks import signal_picture_hook
 from mmext.registry import DATASETS, MODELS
 
 SIZE = (12, 16)

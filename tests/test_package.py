@@ -63,7 +63,7 @@ def test_file_says_what_it_is_and_what_it_exports(path):
     assert ast.get_docstring(tree)
     # The packages of systems import what ``__all__`` names, so a module without it would not be found.
     systems = {location.removeprefix('mmext.') for registry in ALL.values() for location in registry._locations}
-    if path.parent.parent == PACKAGE and path.parent.name in systems and not path.name.startswith('_'):
+    if path.relative_to(PACKAGE).parts[0] in systems and not path.name.startswith('_'):
         assigned = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
         names = [target.id for target in assigned if isinstance(target, ast.Name)]
         assert '__all__' in names

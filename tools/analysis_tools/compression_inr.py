@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from mmext import cli
 from mmext.errors import UsageError
 from mmext.folding import fold
-from mmext.inr.compression import stored_bits
-from mmext.inr.reconstruction_metric import reconstruction_quality
-from mmext.inr.signal_model import SignalModel
+from mmext.inr.tasks.compression import stored_bits
+from mmext.inr.tasks.reconstruction_metric import reconstruction_quality
+from mmext.inr.tasks.signal_model import SignalModel
 from mmext.norms.position_norm import PositionNorm
 
 FORMATS = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}

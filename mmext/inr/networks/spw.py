@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mmext.arguments import Cfg, Pattern, Repeats
 from mmext.contracts import DescribesSignal
 from mmext.convs.conditioned import standardized
-from mmext.inr.base import CoordNetwork
-from mmext.inr.semantics import describe_image
+from mmext.inr.networks.base import CoordNetwork
+from mmext.inr.networks.semantics import describe_image
 from mmext.numerics import full_precision
 from mmext.registry import MODELS
 

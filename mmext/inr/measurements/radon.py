@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmext.arguments import Few
-from mmext.inr.operators import MeasurementOperator
+from mmext.inr.measurements.operators import MeasurementOperator
 from mmext.ops.radon import radon_transform
 from mmext.registry import MODELS
 

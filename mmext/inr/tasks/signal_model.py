@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from mmext.arguments import Cfg
 from mmext.contracts import DescribesSignal
 from mmext.errors import UsageError
-from mmext.inr.compression import stored_bits
-from mmext.inr.fresh import choose_for_run, open_frequencies
 from mmext.inr.grid import coordinate_grid
-from mmext.inr.operators import IdentityOperator
+from mmext.inr.measurements.operators import IdentityOperator
+from mmext.inr.networks.fresh import choose_for_run, open_frequencies
+from mmext.inr.tasks.compression import stored_bits
 from mmext.numerics import at_least_float32, full_precision
 from mmext.registry import MODELS, resolve
 
@@ -107,14 +107,14 @@ class SignalModel(BaseModel):
 
     @staticmethod
     def prepare(cfg: Config, read: Callable[[], Mapping[str, Any]] | None = None) -> None:
-        """Choose the frequencies that the config leaves open, or take those of a checkpoint, see :mod:`mmext.inr.fresh`."""
+        """Choose the frequencies that the config leaves open, or take those of a checkpoint."""
         if any(open_frequencies(cfg.model.to_dict())):
             choose_for_run(cfg, None if read is None else read())
 
     @staticmethod
     def show_predictions(cfg: Config, folder: str) -> None:
         """Let :class:`mmext.SignalPictureHook` write into ``folder``."""
-        from mmext.inr.signal_picture_hook import SignalPictureHook
+        from mmext.inr.tasks.signal_picture_hook import SignalPictureHook
 
         pictures = [h for h in cfg.get('custom_hooks') or [] if resolve(h, HOOKS) is SignalPictureHook]
         if not pictures:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmext.arguments import Count, Few, Positive
-from mmext.inr.base import CoordNetwork
+from mmext.inr.networks.base import CoordNetwork
 from mmext.numerics import full_precision
 from mmext.registry import MODELS
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmext.arguments import Few
-from mmext.inr.operators import MeasurementOperator
+from mmext.inr.measurements.operators import MeasurementOperator
 from mmext.ops.masked_fourier import frequency_mask, masked_fourier, masked_fourier_adjoint
 from mmext.registry import MODELS
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmext.drawing import new_figure, save_figure
-from mmext.inr.reconstruction_metric import reconstruction_quality
+from mmext.inr.tasks.reconstruction_metric import reconstruction_quality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmext.checkpoints import unwrap
-from mmext.inr.signal_model import SignalModel
+from mmext.inr.tasks.signal_model import SignalModel
 from mmext.registry import HOOKS
 
 __all__ = ['SignalHook']

@@ -13,7 +13,7 @@ from mmext.arguments import Cfg, Count, Few
 from mmext.blocks.build import accepts
 from mmext.contracts import DrawsLinear, IsComplex
 from mmext.fusing import fuse_affine, norm_affine
-from mmext.inr.base import CoordNetwork, build_position_norm
+from mmext.inr.networks.base import CoordNetwork, build_position_norm
 from mmext.registry import MODELS, require
 
 __all__ = ['CoordMLP']

@@ -17,8 +17,8 @@ from mmext.arguments import Repeats
 from mmext.checkpoints import unwrap
 from mmext.drawing import save_figure
 from mmext.files import write_whole
-from mmext.inr.drawing import draw_progress, draw_reconstruction
-from mmext.inr.reconstruction_metric import reconstruction_quality
+from mmext.inr.tasks.drawing import draw_progress, draw_reconstruction
+from mmext.inr.tasks.reconstruction_metric import reconstruction_quality
 from mmext.registry import HOOKS
 
 __all__ = ['SignalPictureHook']

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmext.arguments import Count, Positive, at_least, at_most
-from mmext.inr.base import Open, check_chosen
+from mmext.inr.networks.base import Open, check_chosen
 from mmext.numerics import at_least_float32
 from mmext.registry import MODELS
 

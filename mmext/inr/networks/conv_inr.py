@@ -14,8 +14,8 @@ from mmext.convs.conditioned import ConditionedConv2d
 from mmext.convs.reparam import ReparamConv2d
 from mmext.folding import fold, folds_to_plain
 from mmext.fusing import fuse_affine, norm_affine
-from mmext.inr.base import CoordNetwork, build_position_norm
-from mmext.inr.semantics import describe_image
+from mmext.inr.networks.base import CoordNetwork, build_position_norm
+from mmext.inr.networks.semantics import describe_image
 from mmext.registry import MODELS, require
 
 __all__ = ['ConvINR']
