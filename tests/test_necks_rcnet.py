@@ -1,3 +1,5 @@
+import sys
+
 import mmcv.ops
 import pytest
 import torch
@@ -110,8 +112,8 @@ def test_plain_convolutions_need_no_operator_of_mmcv(monkeypatch):
 
 
 def test_missing_operators_are_reported_with_a_remedy(monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'mmcv.ops', None)
-    with pytest.raises(ImportError, match='RCFPN convolves by DCNv2 .* or set out_conv_cfg=None'):
+    monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
+    with pytest.raises(ImportError, match=r'RCFPN convolves by DCNv2 .* or set out_conv_cfg=None'):
         RCFPN(WIDTHS, 16, 4)
 
 

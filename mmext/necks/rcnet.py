@@ -106,7 +106,9 @@ def _check_convolution(owner: str, cfg: dict | None, channels: int) -> None:
             '(MMCV_WITH_OPS=1; mmcv-lite has none), or set out_conv_cfg=None for plain convolutions'
         ) from error
     if channels % cfg.get('deform_groups', 1):
-        raise ValueError(f'{owner} needs out_channels that deform_groups divides, got {channels} and out_conv_cfg={cfg}')
+        raise ValueError(
+            f'{owner} needs out_channels that deform_groups divides, got {channels} and out_conv_cfg={cfg}'
+        )
 
 
 @MODELS.register_module()
@@ -161,9 +163,10 @@ class RevFP(BaseModule):
         num_outs: Annotated[Repeats, at_least(2)],
         start_level: Natural = 0,
         end_level: int = -1,
+        *,
         norm_cfg: Cfg | None = None,
         out_conv_cfg: Cfg | None = dict(type='DCNv2', deform_groups=2),  # noqa: B006
-        init_cfg: dict | list[dict] | None = XAVIER,  # noqa: B006
+        init_cfg: dict | list[dict] | None = XAVIER,
     ) -> None:
         super().__init__(init_cfg)
         owner = type(self).__name__
@@ -269,7 +272,7 @@ class CrossScaleShift(BaseModule):
         num_outs: Annotated[Repeats, at_least(2)],
         shift_ratio: Count = 16,
         norm_cfg: Cfg | None = None,
-        init_cfg: dict | list[dict] | None = XAVIER,  # noqa: B006
+        init_cfg: dict | list[dict] | None = XAVIER,
     ) -> None:
         super().__init__(init_cfg)
         widths = [in_channels] * num_outs if isinstance(in_channels, int) else list(in_channels)
@@ -300,7 +303,10 @@ class CrossScaleShift(BaseModule):
         means = torch.stack([x.mean((2, 3)) for x in mixed], 2).unsqueeze(-1)
         common = self.pixels(mean) + self.levels(means)
         first, *others = [x + common for x in mixed]
-        back = [_upsampled(first, inputs[0]), *(max_pool_to(o, x.shape[2:]) for o, x in zip(others, inputs[1:], strict=True))]
+        back = [
+            _upsampled(first, inputs[0]),
+            *(max_pool_to(o, x.shape[2:]) for o, x in zip(others, inputs[1:], strict=True)),
+        ]
         return tuple(x + y for x, y in zip(inputs, back, strict=True))
 
     def shifted(self, maps: Sequence[Tensor]) -> list[Tensor]:
