@@ -8,6 +8,7 @@ import pytest
 import torch
 from conv_layers import FAMILY, LAYERS, image, shake, shaken
 from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
+from mmengine.utils import digit_version
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
@@ -191,7 +192,11 @@ def test_fake_tensors_leave_nothing_behind(warm):
         assert type(answer(start, x)) is torch.Tensor
 
 
-@pytest.mark.parametrize('mode', ['real', 'fake', 'symbolic'])
+# torch 2.5 has no rule for the inverse FFT of real signals with symbols, which FDConv2d needs.
+TRACES = ['real', 'fake', *['symbolic'] * (digit_version(torch.__version__) >= digit_version('2.6'))]
+
+
+@pytest.mark.parametrize('mode', TRACES)
 def test_make_fx_traces_the_generation_of_the_kernel(warm, mode):
     layer, x, before = warm
     # Some of torch's own operators (svd, lstsq) are not traced with symbols; none of them generates a kernel.

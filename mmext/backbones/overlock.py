@@ -29,10 +29,10 @@ from mmext.registry import MODELS
 
 __all__ = ['OverLoCK']
 
-#: What stands beside each large kernel.
+#: What stands beside each large kernel: by spacing, then by size, as the converter counts them.
 BRANCHES = {
     5: ('3x3', '3x3@2'),
-    7: ('5x5', '3x3', '3x3@2', '3x3@3'),
+    7: ('3x3', '5x5', '3x3@2', '3x3@3'),
     9: ('5x5', '7x7', '5x5@2', '3x3@3', '3x3@4'),
     11: ('5x5', '7x7', '5x5@2', '3x3@3', '3x3@4', '3x3@5'),
     13: ('5x5', '7x7', '7x7@2', '3x3@3', '3x3@4', '3x3@5'),

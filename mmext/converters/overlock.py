@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmext.backbones.overlock import BRANCHES
 from mmext.converters.engine import Layer, system
 from mmext.errors import UsageError
 
@@ -93,8 +93,8 @@ def _ours(name: str, layer: Layer) -> str:
         return _first(name, _NET)
     rest = _first(found[3], _FOCUS if found[1].startswith('sub') else _BASE)
     if large := re.fullmatch(r'(.*large\.conv\.)(.*)', rest):
-        origin = f'{name[: -len(large[2])]}lk_origin.weight'
-        rest = large[1] + _branch(large[2], layer[origin].shape[-1])
+        start = name[: -len(large[2])]
+        rest = large[1] + _branch(large[2], [other[len(start) :] for other in layer if other.startswith(start)])
     return f'{_STAGES[found[1]]}.{found[2]}.{rest}'
 
 
@@ -105,12 +105,18 @@ def _first(name: str, patterns: tuple) -> str:
     return name
 
 
-def _branch(name: str, size: int) -> str:
-    """Name a part of the large kernel: its own, and those trained beside it by their size and spacing."""
+def _branch(name: str, all_names: Sequence[str]) -> str:
+    """Name a part of the large kernel: its own, and those trained beside it, by spacing and then by size."""
     part, rest = name.split('.', 1)
     if part in ('lk_origin', 'origin_bn'):
         number = 0
     else:
-        kernel, spacing = re.fullmatch(r'dil_(?:conv|bn)_k(\d+)_(\d+)', part).groups()  # type: ignore[union-attr]
-        number = 1 + BRANCHES[size].index(f'{kernel}x{kernel}' + (f'@{spacing}' if spacing != '1' else ''))
+        beside = {_place(other) for other in all_names if other.startswith('dil_')}
+        number = 1 + sorted(beside).index(_place(part))
     return f'branches.{number}.{"norm." if "bn" in part else ""}{rest}'
+
+
+def _place(part: str) -> tuple[int, int]:
+    """Return the spacing and the size that a branch's name says."""
+    kernel, spacing = re.match(r'dil_(?:conv|bn)_k(\d+)_(\d+)', part).groups()  # type: ignore[union-attr]
+    return int(spacing), int(kernel)

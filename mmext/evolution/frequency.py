@@ -126,4 +126,4 @@ def runs(rows: int, columns: int, number: int, device: str) -> Tensor:
     run = torch.empty_like(order)
     for number_of_run, cells in enumerate(order.tensor_split(number)):
         run[cells] = number_of_run
-    return run.to(device, torch.int32)
+    return run.to(device)
