@@ -64,8 +64,8 @@ def entries() -> list[Entry]:
 
 
 def _paper(doc: str) -> tuple[str, str] | None:
-    cited = re.search(r'\*([^*]+)\*[^*]*?arXiv (\d{4}\.\d{5})', doc)
-    number = re.search(r'arXiv (\d{4}\.\d{5})', doc)
+    cited = re.search(r'\*([^*]+)\*[^*]*?arXiv (\d{4}\.\d{4,5})', doc)
+    number = re.search(r'arXiv (\d{4}\.\d{4,5})', doc)
     if cited:
         return ' '.join(cited[1].split()), cited[2]
     return (f'arXiv {number[1]}', number[1]) if number else None

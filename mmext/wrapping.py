@@ -6,6 +6,7 @@ remaining arguments are those of the component.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +16,16 @@ from torch import nn
 from mmext.hosts import build_from_host
 from mmext.registry import resolve
 
-__all__ = ['build_wrapped', 'innermost', 'is_wrapper', 'settled', 'unwrapped', 'wrapped_cfg', 'wraps_model']
+__all__ = [
+    'build_wrapped',
+    'innermost',
+    'is_wrapper',
+    'settled',
+    'specialized',
+    'unwrapped',
+    'wrapped_cfg',
+    'wraps_model',
+]
 
 F = TypeVar('F', bound=Callable)
 
@@ -82,6 +92,21 @@ def build_wrapped(model: Any, model_args: dict, user: str) -> nn.Module:
     if isinstance(model, (list, tuple)):
         return ROOT_MODELS.build(list(model))
     return build_from_host(wrapped_cfg(model, model_args, user), user)
+
+
+def specialized(model: nn.Module, *mixins: type) -> nn.Module:
+    """Let the methods of ``mixins`` come before those of the model's own class, in place, and return the model.
+
+    The class keeps its name, and the model its state-dict keys. Copies of it behave alike, as they would not if methods were
+    set on the instance.
+    """
+    model.__class__ = _class_with(mixins, type(model))
+    return model
+
+
+@functools.cache
+def _class_with(mixins: tuple[type, ...], base: type) -> type:
+    return type(base.__name__, (*mixins, base), {'__module__': base.__module__, '__doc__': base.__doc__})
 
 
 def wrapped_cfg(model: Any, model_args: Mapping[str, Any], user: str) -> dict[str, Any]:

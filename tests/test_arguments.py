@@ -35,6 +35,7 @@ FREE = {
     ('MetaLightBlock', 'co2'): 'as co1',
     ('SAGD', 'params'): 'torch judges them',
     ('auto_channels', 'model'): 'as for swap_layers',
+    ('DenseCRFSegmentor', 'model'): 'as for swap_layers',
     ('swap_layers', 'rules'): 'mmext.surgery judges them',
     ('swap_layers', 'model'): 'as rules',
     ('swap_layers', 'input_shape'): 'as rules',
@@ -80,6 +81,10 @@ def outputs(name, built, arguments):
     kind = COMPONENTS[name].__module__.split('.')[1]
     if name == 'ParallelBranch':
         return built(torch.randn(2, 8, 24, 24), torch.randn(2, built.scale.numel(), 24, 24))
+    if name == 'DenseCRF':
+        return built(torch.randn(3, 8, 8), 255 * torch.rand(3, 8, 8))
+    if name == 'DenseCRFSegmentor':
+        return built(torch.rand(2, 3, 32, 32))
     if isinstance(built, TokenAttention):
         rows, columns = built.grid or (3, 3)
         return built(torch.randn(2, built.num_extra_tokens + rows * columns, built.embed_dims))

@@ -77,7 +77,7 @@ def test_component_names_its_paper(name):
     assert len(doc.splitlines()[0]) > 10, f'{name} needs a docstring'
     # A part of a system may leave the citation to the file's other classes.
     source = Path(PACKAGE, *component.__module__.split('.')[1:]).with_suffix('.py').read_text()
-    cites = re.search(r'arXiv \d{4}\.\d{5}', source)
+    cites = re.search(r'arXiv \d{4}\.\d{4,5}', source)
     ours = re.search(r'\(ours\b', doc.partition('\n\n')[0])
     assert bool(cites) != bool(ours), f'{name}: cite the paper as "arXiv 0000.00000", or say "(ours)" in the first line'
 
