@@ -138,7 +138,7 @@ class SoftHGFusionNeck(BaseModule):
         [(1, 8, 13, 9), (1, 16, 7, 5), (1, 32, 4, 3)]
     """
 
-    example = dict(in_channels=(8, 16, 32))
+    example = dict(in_channels=(16, 16, 32))
 
     def __init__(
         self,
