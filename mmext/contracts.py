@@ -22,6 +22,8 @@ __all__ = [
     'Folds',
     'FreezesStatistics',
     'FusesNorms',
+    'GivesOverview',
+    'GivesStatisticsSample',
     'HasDeployedConfig',
     'HasFrequency',
     'HasOpenChoices',
@@ -324,6 +326,22 @@ class DescribesSignal(Protocol):
 
     def set_signal(self, image: Tensor) -> None:
         """Take the description of ``image``, (C, H, W)."""
+
+
+@runtime_checkable
+class GivesStatisticsSample(Protocol):
+    """A data set of one signal that draws its items; the norms of a network are measured on a draw that it gives."""
+
+    def statistics_sample(self) -> Tensor:
+        """Return coordinates distributed as in training, the same at each call, without a change of what is drawn next."""
+
+
+@runtime_checkable
+class GivesOverview(Protocol):
+    """A data set of one signal that shows the signal as pictures."""
+
+    def overview(self) -> Tensor:
+        """Return pictures (V, C, H, W) in [0, 1]."""
 
 
 @runtime_checkable

@@ -195,7 +195,8 @@ def test_what_was_measured_stands_under_the_baseline(operator, title, monkeypatc
     hook = HOOKS.build(cfg['custom_hooks'][0])
     runner = type('Runner', (), dict(iter=0, model=model, work_dir='unused'))
     hook.after_test_iter(runner, 0, None, [output])
-    hook.after_test_iter(runner, 1, None, [output])
+    hook.after_test_iter(runner, 1, None, [])
+    hook.after_test_epoch(runner, {})
     assert len(found) == 1
     names = list(found[0])
     assert [n.partition(':')[0] for n in names[:4]] == ['target', 'baseline', 'prediction', 'absolute error']

@@ -19,6 +19,7 @@ from mmext.contracts import FreezesStatistics, MakesInputs
 from mmext.drawing import new_figure
 from mmext.export import TensorMode, example_inputs
 from mmext.folding import fold
+from mmext.norms.position_norm import freeze_stats
 from mmext.registry import resolve
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def cost(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, dic
         forms[name] = partial(_step, TensorMode(model.train(), batch), batch)
         plain = copy.deepcopy(model).eval()
         freezes = isinstance(plain, FreezesStatistics)
-        if isinstance(plain, FreezesStatistics):
-            plain.freeze_stats(inputs[0])
+        if freezes:
+            freeze_stats(plain, inputs[0])
         with contextlib.suppress(RuntimeError):  # a layer without a plain form runs as it is
             plain = fold(plain, fuse_bn=freezes)
         deployed[name] = TensorMode(plain, image[name]).eval()

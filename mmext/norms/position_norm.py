@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.arguments import Axis, Count, Positive
+from mmext.numerics import at_least_float32
 
-__all__ = ['PositionNorm', 'freeze_stats']
+__all__ = ['PositionNorm', 'constant_stats', 'freeze_stats']
 
 
 class PositionNorm(nn.Module):
@@ -110,13 +114,30 @@ class PositionNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x``, whose axis ``channel_dim`` has C entries."""
+        if not self.fixed:
+            return self._by_rows(x, self.normalize_itself)
+        return self._by_rows(
+            x, lambda rows: self.normalize(rows, *(getattr(self, name).to(rows.dtype) for name in self.statistics))
+        )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the next forward uses frozen statistics."""
+        return self.frozen and not self.training
+
+    def with_constant_stats(self, x: Tensor) -> Tensor:
+        """Return the same as :meth:`forward`, but differentiate as if the statistics of ``x`` were constants."""
+
+        def normalize(rows: Tensor) -> Tensor:
+            with torch.no_grad():
+                statistics = [statistic.to(rows.dtype) for statistic in self.measure(rows)]
+            return self.normalize(rows, *statistics)
+
+        return self._by_rows(x, normalize)
+
+    def _by_rows(self, x: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
         order = self._order(x)
-        rows = self._rows(x)
-        if self.frozen and not self.training:
-            rows = self.normalize(rows, *(getattr(self, name).to(rows.dtype) for name in self.statistics))
-        else:
-            rows = self.normalize_itself(rows)
-        rows = rows.to(x.dtype).view([x.shape[axis] for axis in order])
+        rows = normalize(self._rows(x)).to(x.dtype).view([x.shape[axis] for axis in order])
         return rows.permute([order.index(axis) for axis in range(x.ndim)])
 
     def _order(self, x: Tensor) -> list[int]:
@@ -146,7 +167,7 @@ class PositionNorm(nn.Module):
 
 
 @torch.no_grad()
-def freeze_stats(model: nn.Module, *inputs: Tensor) -> nn.Module:
+def freeze_stats(model: nn.Module, *inputs: Tensor, run: Callable[[], Any] | None = None) -> nn.Module:
     """Give every norm of ``model`` the exact statistics of one forward pass, and set the model to eval mode.
 
     Afterwards the model computes in eval mode, position by position, what it computes in training mode on all of ``inputs``
@@ -156,6 +177,7 @@ def freeze_stats(model: nn.Module, *inputs: Tensor) -> nn.Module:
     Args:
         model: Any module.
         *inputs: The arguments of its forward pass, e.g. the whole grid.
+        run: What is done instead of a forward pass; of several passes in it the last one counts.
     """
     counts: dict[_BatchNorm, int] = {}
     hooks = []
@@ -175,7 +197,7 @@ def freeze_stats(model: nn.Module, *inputs: Tensor) -> nn.Module:
     try:
         for norm in batch_norms:
             norm.momentum = 1.0
-        model(*inputs)
+        model(*inputs) if run is None else run()
     finally:
         for norm, momentum in momenta:
             norm.momentum = momentum
@@ -185,3 +207,37 @@ def freeze_stats(model: nn.Module, *inputs: Tensor) -> nn.Module:
         if norm in counts:
             norm.get_buffer('running_var').mul_((counts[norm] - 1) / counts[norm])
     return model.eval()
+
+
+@contextmanager
+def constant_stats(model: nn.Module) -> Iterator[None]:
+    """Let every norm of ``model`` be differentiated as if the statistics that it uses were constants.
+
+    Values are those of training mode. Batch statistics tie all positions together: the gradient of a sum of values with
+    respect to the positions is then not the gradient at each of them. Within this context it is. Running statistics of
+    batch norms are not updated in it. Norms that use frozen or running statistics, and layer norms, stay as they are.
+
+    Args:
+        model: Any module; this context may be entered within itself.
+    """
+    replaced = []
+    for module in model.modules():
+        constant: Callable[[Tensor], Tensor] | None = None
+        if isinstance(module, PositionNorm) and not module.fixed:
+            constant = module.with_constant_stats
+        elif isinstance(module, _BatchNorm) and (module.training or module.running_var is None):
+            constant = partial(_batch_norm_with_constant_stats, module)
+        if constant is not None and 'forward' not in vars(module):
+            vars(module)['forward'] = constant
+            replaced.append(module)
+    try:
+        yield
+    finally:
+        for module in replaced:
+            del vars(module)['forward']
+
+
+def _batch_norm_with_constant_stats(norm: _BatchNorm, x: Tensor) -> Tensor:
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    var, mean = torch.var_mean(at_least_float32(x.detach()), axes, unbiased=False)
+    return F.batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmext.arguments import Few
-from mmext.inr.measurements.operators import MeasurementOperator
+from mmext.inr.measurements.operators import LossKind, MeasurementOperator
 from mmext.ops.masked_fourier import frequency_mask, masked_fourier, masked_fourier_adjoint
 from mmext.registry import MODELS
 
@@ -41,6 +41,7 @@ class MaskedFourierOperator(MeasurementOperator):
             values per channel from its network. :meth:`forward` transforms whatever comes.
         noise: See :class:`mmext.inr.MeasurementOperator`.
         seed: Of the noise, and of the mask.
+        loss: See :class:`mmext.inr.MeasurementOperator`.
 
     Shape:
         (H, W, C), real or complex, to (m, C), complex, at least in 32 bit precision; m is the number of frequencies in the
@@ -64,8 +65,9 @@ class MaskedFourierOperator(MeasurementOperator):
         complex_image: bool = False,
         noise: float = 0.0,
         seed: int = 0,
+        loss: LossKind = 'mse',
     ) -> None:
-        super().__init__(noise, seed)
+        super().__init__(noise, seed, loss)
         if not 0 < fraction <= 1:
             raise ValueError(f'MaskedFourierOperator needs a fraction of draws in (0, 1], got {fraction=}')
         if acceleration < 1:

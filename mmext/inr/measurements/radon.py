@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmext.arguments import Few
-from mmext.inr.measurements.operators import MeasurementOperator
+from mmext.inr.measurements.operators import LossKind, MeasurementOperator
 from mmext.ops.radon import radon_transform
 from mmext.registry import MODELS
 
@@ -41,6 +41,7 @@ class RadonOperator(MeasurementOperator):
         normalize: Divide by n, so that measurements, losses and with them learning rates do not grow with the size.
         noise: See :class:`mmext.inr.MeasurementOperator`.
         seed: See :class:`mmext.inr.MeasurementOperator`.
+        loss: See :class:`mmext.inr.MeasurementOperator`.
 
     Shape:
         (n, n, C) to (views, n, C), at least in float32. scikit-image's sinogram is (n, views).
@@ -60,8 +61,9 @@ class RadonOperator(MeasurementOperator):
         normalize: bool = True,
         noise: float = 0.0,
         seed: int = 0,
+        loss: LossKind = 'mse',
     ) -> None:
-        super().__init__(noise, seed)
+        super().__init__(noise, seed, loss)
         self.angles = tuple(180 * k / views for k in range(views)) if angles is None else tuple(map(float, angles))
         if not self.angles:
             raise ValueError(f'RadonOperator needs one view at least, got {views=}, {angles=}')

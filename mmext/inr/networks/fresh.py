@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
@@ -104,8 +105,10 @@ def choose_frequencies(
         The config with the chosen value, the first of equally near ones, and the distance of every candidate.
 
     Raises:
-        ValueError: If neither the encoding nor the activation has frequencies to choose.
+        ValueError: If neither the encoding nor the activation has frequencies to choose, or the network does not take two
+            coordinates.
     """
+    _check_planar(cfg)
     able = [p for p in PARTS if cfg.get(p) and _frequency(cfg[p]) is not None]
     if not able:
         raise ValueError(
@@ -187,6 +190,8 @@ def choose_for_run(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> 
     chosen = {}
     wanted = list(open_frequencies(cfg.model.to_dict(), ('model',)))
     if checkpoint is None and wanted:
+        for request in wanted:
+            _check_planar(reduce(getitem, request.path, cfg))
         dataset: Any = DATASETS.build(cfg.train_dataloader.dataset)
         sample = dataset[0]['data_samples']
         operator: Any = MODELS.build(cfg.model.get('operator', dict(type='mmext.IdentityOperator')))
@@ -203,6 +208,16 @@ def choose_for_run(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> 
             chosen[key] = _saved(checkpoint, key)
     cfg.merge_from_dict(chosen)
     return chosen
+
+
+def _check_planar(cfg: Mapping[str, Any]) -> None:
+    default = inspect.signature(require(cfg)).parameters.get('in_features')
+    features = cfg.get('in_features', 2 if default is None else default.default)
+    if features != 2:
+        raise ValueError(
+            f'FreSh compares the spectra of pictures and needs a network of two coordinates, got in_features={features}; '
+            'give the frequency a value'
+        )
 
 
 def _saved(checkpoint: Mapping[str, Any], key: str) -> float:

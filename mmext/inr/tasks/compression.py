@@ -9,11 +9,15 @@ from mmext.contracts import optional_state
 __all__ = ['stored_bits']
 
 
-def stored_bits(network: nn.Module) -> int:
+def stored_bits(network: nn.Module, statistics: bool = False) -> int:
     """Return the bits of all parameters and buffers that a decoder needs, at the precision that they have.
 
     Frozen statistics of the norms over positions do not count: whoever evaluates the whole grid finds them anew. The running
     statistics of batch norm do, as in the results of the released image fitting code.
+
+    Args:
+        network: The network.
+        statistics: Count frozen statistics, too, for a signal that has no grid.
     """
-    frozen = optional_state(network)
+    frozen = () if statistics else optional_state(network)
     return sum(8 * t.element_size() * t.numel() for name, t in network.state_dict().items() if name not in frozen)

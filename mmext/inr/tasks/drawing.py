@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from mmext.drawing import new_figure, save_figure
+from mmext.inr.tasks.drawing_shapes import draw_shape
+from mmext.inr.tasks.drawing_views import draw_views
 from mmext.inr.tasks.reconstruction_metric import reconstruction_quality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['draw_progress', 'draw_reconstruction', 'radial_spectrum', 'save_figure']
+__all__ = ['draw_progress', 'draw_reconstruction', 'draw_samples', 'progress_of', 'radial_spectrum', 'save_figure']
 
 _STYLE: dict[str, dict[str, Any]] = {
     'target': dict(color='#222222', linewidth=1.6),
@@ -25,8 +27,38 @@ _STYLE: dict[str, dict[str, Any]] = {
     'prediction': dict(color='#2a6fbb', linewidth=1.6),
     'error': dict(color='#c44e52', linewidth=1.4, linestyle=':'),
 }
+#: What a progress can show, with unit and digits; the first two that there are.
+_PROGRESS = (('PSNR', ' dB', 2), ('SSIM', '', 3), ('IoU', '', 4), ('normal_consistency', '', 3), ('chamfer', '', 4))
 _TITLE = 10
 _SMALL = 8.5
+
+
+def draw_samples(
+    samples: Sequence[Any],
+    title: str = '',
+    quality: Mapping[str, float] | None = None,
+    measured: tuple[str, Tensor] | None = None,
+) -> Figure:
+    """Draw the samples of an evaluation, by what they are.
+
+    Volumes (D, H, W, C) are drawn by :func:`mmext.inr.draw_shape`, several samples and those with a ``depth`` by
+    :func:`mmext.inr.draw_views`, and an image by :func:`draw_reconstruction`.
+
+    Args:
+        samples: As :class:`mmext.SignalModel` predicts them.
+        title: Of the whole.
+        quality: The metrics of all of them, without prefix.
+        measured: See :func:`draw_reconstruction`.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    first = samples[0]
+    if first.get('prediction').ndim == 4:
+        return draw_shape(first, title, quality)
+    if len(samples) > 1 or first.get('depth') is not None:
+        return draw_views(samples, title, quality)
+    return draw_reconstruction(first, title, quality if quality and 'PSNR' in quality else None, measured)
 
 
 def draw_reconstruction(
@@ -95,15 +127,19 @@ def draw_reconstruction(
 def draw_progress(history: Sequence[Mapping[str, float]]) -> Figure:
     """Draw PSNR and SSIM over the iterations of a training, the operator's own reconstruction as a dashed line.
 
+    Of shapes it is what :class:`mmext.ShapeMetric` reports.
+
     Args:
-        history: Of each validation, ``iter`` and what :func:`reconstruction_quality` returns.
+        history: Of each validation, ``iter`` and what the metric reports.
 
     Raises:
         ImportError: If matplotlib is missing.
     """
     figure = new_figure(9.6, 3.6)
-    for axes, (name, unit, digits) in zip(figure.subplots(1, 2), (('PSNR', ' dB', 2), ('SSIM', '', 3)), strict=True):
-        steps, values = [point['iter'] for point in history], [point[name] for point in history]
+    shown = progress_of(history[-1]) if history else _PROGRESS[:2]
+    for axes, (name, unit, digits) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        # A metric that was not there at every validation has fewer points.
+        steps, values = zip(*[(p['iter'], p[name]) for p in history if name in p], strict=True) if history else ((), ())
         axes.plot(steps, values, marker='o', markersize=3, **_STYLE['prediction'])
         if history:
             best = max(range(len(values)), key=lambda i: (values[i] == values[i], values[i]))
@@ -120,6 +156,11 @@ def draw_progress(history: Sequence[Mapping[str, float]]) -> Figure:
         _lighten(axes)
         axes.margins(y=0.12)
     return figure
+
+
+def progress_of(quality: Mapping[str, float]) -> tuple[tuple[str, str, int], ...]:
+    """Return what a progress shows of some metrics: name, unit and digits of two of them at most."""
+    return tuple(known for known in _PROGRESS if known[0] in quality)[:2]
 
 
 def radial_spectrum(image: Tensor) -> tuple[Tensor, Tensor]:

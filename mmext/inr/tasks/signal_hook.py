@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmext.checkpoints import unwrap
+from mmext.contracts import DescribesSignal, GivesOverview, GivesStatisticsSample
 from mmext.inr.tasks.signal_model import SignalModel
 from mmext.registry import HOOKS
 
@@ -20,10 +21,12 @@ __all__ = ['SignalHook']
 class SignalHook(Hook):
     """Shows a coordinate network its signal, and freezes the statistics of its norms when they count (ours).
 
-    - Before the first iteration, networks that generate weights from a description of the signal are shown it.
+    - Before the first iteration, networks that generate weights from a description of the signal are shown it: the overview
+      that the data set gives, or what was measured.
     - Before each validation, and in each saved checkpoint, norms over positions have the exact statistics of the grid that
-      training uses. Without that, batch norm would be evaluated with a moving average over past weights, and the others with
-      the statistics of whatever positions are asked for. Training goes on with the statistics of the batch.
+      training uses. A data set that draws its items gives a draw for it. Without that, batch norm would be evaluated with a
+      moving average over past weights, and the others with the statistics of whatever positions are asked for. Training goes
+      on with the statistics of the batch.
 
     Raises:
         TypeError: If the model is no :class:`mmext.SignalModel` nor has its methods ``describe`` and ``freeze_stats``.
@@ -38,8 +41,12 @@ class SignalHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Show the signal to the model, unless the training goes on from a checkpoint that has seen it."""
         model = self._model(runner)
-        if runner.iter == 0:
-            model.describe(self._sample(runner)['data_samples'][0])
+        if runner.iter == 0 and isinstance(model.network, DescribesSignal):
+            dataset = runner.train_dataloader.dataset
+            if isinstance(dataset, GivesOverview):
+                model.network.set_signal(dataset.overview().to(next(model.parameters()).device))
+            else:
+                model.describe(self._sample(runner)['data_samples'][0])
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Freeze the statistics of a model that is being trained."""
@@ -57,6 +64,11 @@ class SignalHook(Hook):
         checkpoint['state_dict'].update({k: v.cpu() for k, v in model.state_dict().items() if k in buffers})
 
     def _coords(self, runner: Runner) -> Tensor:
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, GivesStatisticsSample):
+            # Not an item: that would be missing from what is trained on.
+            coords = dataset.statistics_sample()
+            return unwrap(runner.model).data_preprocessor(dict(inputs=[coords]))['inputs'][0]
         return self._sample(runner)['inputs'][0]
 
     @staticmethod

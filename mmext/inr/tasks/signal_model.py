@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
@@ -16,9 +18,9 @@ from mmext.arguments import Cfg
 from mmext.contracts import DescribesSignal
 from mmext.errors import UsageError
 from mmext.inr.grid import coordinate_grid
-from mmext.inr.measurements.operators import IdentityOperator
 from mmext.inr.networks.fresh import choose_for_run, open_frequencies
 from mmext.inr.tasks.compression import stored_bits
+from mmext.norms.position_norm import freeze_stats
 from mmext.numerics import at_least_float32, full_precision
 from mmext.registry import MODELS, resolve
 
@@ -32,16 +34,16 @@ class SignalModel(BaseModel):
     .. math:: \min_\theta \; \frac 1 m \sum_k |(A\,x_\theta - y)_k|^2, \qquad x_\theta(p) = \frac{f_\theta(p) - a}{b - a}
 
     With A the identity this is image fitting, with the Radon transform CT, with a masked Fourier transform MRI, with block
-    means super-resolution. For an operator on complex images the network has two values per channel, real and imaginary part,
-    and what is evaluated is the magnitude. The truth serves to simulate y where no measurement is given, and to evaluate;
-    training sees y only.
+    means super-resolution, and with sums along rays view synthesis. For an operator on complex images the network has two
+    values per channel, real and imaginary part, and what is evaluated is the magnitude. The truth serves to simulate y where
+    no measurement is given, and to evaluate; training sees y only.
 
     Args:
         network: Config of a coordinate network.
         operator: Config of A, a :class:`mmext.inr.MeasurementOperator`.
         value_range: a and b, the network's values for black and white; some recipes train on (-1, 1).
-        num_points: Train each step on that many positions, drawn at random, instead of all; for large images, and only with
-            :class:`mmext.IdentityOperator`.
+        num_points: Train each step on that many positions, drawn at random, instead of all; for large images, and only where
+            the operator measures each by itself, as :class:`mmext.IdentityOperator` does.
         data_preprocessor: As in mmengine.
         init_cfg: As in mmengine.
 
@@ -50,6 +52,9 @@ class SignalModel(BaseModel):
         ``BaseDataElement`` with ``target`` (H, W, C) in [0, 1], with ``measurement``, or with both, and the metainfo
         ``size``, (H, W). :class:`mmext.SignalDataset` makes them. A simulated measurement is kept for the next step
         under the metainfo ``signal``, if there is one, which must tell signals apart.
+
+        A data set that draws points or rays brings their measurement in each item. Grids of volumes, (D, H, W, d), have a
+        ``size`` of three numbers.
 
     Raises:
         ValueError: If ``num_points`` is combined with another operator or below 1, the range is empty, a complex image gets
@@ -84,7 +89,7 @@ class SignalModel(BaseModel):
         self.num_points = num_points
         if low >= high:
             raise ValueError(f'SignalModel needs value_range (a, b) with a < b, got {value_range}')
-        if num_points is not None and not isinstance(self.operator, IdentityOperator):
+        if num_points is not None and not self.operator.pointwise:
             raise ValueError(
                 f'SignalModel trains on num_points={num_points} of the positions only where each is measured by itself, got '
                 f'the operator {type(self.operator).__name__}; leave num_points out'
@@ -124,33 +129,48 @@ class SignalModel(BaseModel):
             )
         pictures[0].out_dir = folder
 
-    @staticmethod
-    def example_inputs(height: int, width: int) -> Tensor:
-        """Return what :meth:`forward` takes for a picture of this size; tools that try a model out ask for it."""
-        return coordinate_grid(height, width)[None]
+    def example_inputs(self, height: int, width: int) -> Tensor:
+        """Return what :meth:`forward` takes for a picture of this size; tools that try a model out ask for it.
+
+        A network of two coordinates gets a grid, any other one random positions in [-1, 1]. Of six coordinates the last
+        three are a direction of length one.
+        """
+        features = self.network.in_features
+        if features == 2:
+            return coordinate_grid(height, width)[None]
+        generator = torch.Generator('cpu').manual_seed(0)
+        coords = 2 * torch.rand(1, height, width, features, generator=generator, device='cpu') - 1
+        if features == 6:
+            coords[..., 3:] = F.normalize(coords[..., 3:], dim=-1)
+        return coords
 
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
         """Evaluate the network.
 
         Args:
-            inputs: The grid.
+            inputs: The grid, or what the operator takes in its place.
             data_samples: The sample of the signal.
-            mode: ``'tensor'``: the image (H, W, C), with the leading axis of the input if that is a batch; ``'loss'``;
-                ``'predict'``: the sample with ``prediction``, and ``baseline`` where the operator has one.
+            mode: ``'tensor'``: the image at positions (H, W, d), with the leading axis of the input if that is a batch;
+                ``'loss'``; ``'predict'``: the sample with ``prediction``, what else the operator reconstructs, and
+                ``baseline`` where the operator has one.
         """
         if mode == 'tensor':
             return self.image(inputs if isinstance(inputs, Tensor) else _only(inputs))
-        coords, sample = _only(inputs), _only(data_samples)
+        sample = _only(data_samples)
+        coords = _only(inputs, 3 if sample is None else len(sample.get('size', (0, 0))) + 1)
         if mode == 'loss':
             return self.loss(coords, sample)
         if mode == 'predict':
             return [self.predict(coords, sample)]
         raise ValueError(f"SignalModel knows the modes 'tensor', 'loss' and 'predict', got {mode!r}")
 
-    def image(self, coords: Tensor) -> Tensor:
-        """Return the image at ``coords``, (..., d), as (..., C); complex if the image is."""
+    def image(self, coords: Tensor, **options: Any) -> Tensor:
+        """Return the image at ``coords``, (..., d), as (..., C); complex if the image is.
+
+        This is the field that operators get. ``options`` are for the network's forward.
+        """
         low, high = self.value_range
-        values = self.network(coords)
+        values = self.network(coords, **options)
         if (low, high) != (0, 1):
             values = (values - low) / (high - low)
         if not self.operator.complex_image:
@@ -158,7 +178,7 @@ class SignalModel(BaseModel):
         return torch.view_as_complex(at_least_float32(values).unflatten(-1, (-1, 2)).contiguous())
 
     def loss(self, coords: Tensor, sample: BaseDataElement) -> dict[str, Tensor]:
-        """Return the mean squared distance to the measurement, and the same in decibels."""
+        """Return the operator's losses of what it predicts."""
         measurement = self.measurement(sample)
         if not self._signal_checked:
             self._signal_checked = True
@@ -167,41 +187,30 @@ class SignalModel(BaseModel):
         # A measurement of another shape is refused below, before anything is drawn from it.
         if self.num_points is not None and measurement.shape[:-1] == coords.shape[:-1]:
             chosen = torch.randint(measurement[..., 0].numel(), (self.num_points,), device=coords.device)
-            predicted = self.image(coords.flatten(0, -2)[chosen])
-            measurement = measurement.flatten(0, -2)[chosen]
-        else:
-            predicted = self.image(self.operator.coordinates(coords))
-            # Sums over thousands of pixels; not in the half precision of autocast.
-            with full_precision(coords):
-                predicted = self.operator(at_least_float32(predicted))
-        if predicted.shape != measurement.shape:
-            raise ValueError(
-                f'SignalModel predicts a measurement of shape {tuple(predicted.shape)}, but {tuple(measurement.shape)} was '
-                'measured; the channels are out_features of the network, the rest is decided by the operator and the size'
-            )
-        if predicted.is_complex() != measurement.is_complex():
-            kinds = ('complex', 'real') if predicted.is_complex() else ('real', 'complex')
-            raise ValueError(
-                f'SignalModel predicts a {kinds[0]} measurement with {type(self.operator).__name__}, but a {kinds[1]} one was '
-                'measured; use the operator that it was measured with, and save the values as they are'
-            )
-        difference = at_least_float32(predicted) - measurement
-        if difference.is_complex():
-            difference = torch.view_as_real(difference) * 2**0.5  # the mean is over half as many numbers
-        loss = difference.square().mean()
-        # Only what is called a loss is trained; the log rounds a loss to four digits, of which a good fit leaves none.
-        return {'loss': loss, 'fit_dB': -10 * loss.detach().log10()}
+            coords, measurement = coords.flatten(0, -2)[chosen], measurement.flatten(0, -2)[chosen]
+        predicted, penalties = self.operator.predict(self.image, coords)
+        losses = {**self.operator.loss(predicted, measurement), **penalties}
+        if 'loss' in losses and sum('loss' in name for name in losses) > 1:
+            # The runner logs the sum of several under this name.
+            losses['loss_fit'] = losses.pop('loss')
+        return losses
 
     @torch.no_grad()
     def predict(self, coords: Tensor, sample: BaseDataElement) -> BaseDataElement:
-        """Return the sample with the reconstructed image, beside the operator's own reconstruction."""
-        image = self.image(coords)
+        """Return the sample with what the operator reconstructs, beside its classical reconstruction."""
         result = sample.new()
-        result.prediction = image.abs() if image.is_complex() else at_least_float32(image)
-        baseline = self.operator.baseline(self.measurement(sample), tuple(sample.size))
-        if baseline is not None:
-            result.baseline = baseline.abs() if baseline.is_complex() else baseline
-        result.set_metainfo(dict(stored_bits=stored_bits(self.network)))
+        for name, values in self.operator.reconstruct(self.image, coords).items():
+            if name in sample:
+                # The truth of a map that is reconstructed, such as the depth.
+                result.set_field(sample.get(name), f'true_{name}')
+            result.set_field(values.abs() if values.is_complex() else at_least_float32(values), name)
+        if 'baseline' not in result and ('measurement' in sample or self.operator.simulates):
+            baseline = self.operator.baseline(self.measurement(sample), tuple(sample.size))
+            if baseline is not None:
+                result.baseline = baseline.abs() if baseline.is_complex() else baseline
+        if self.operator.simulates:
+            # There is a grid whose pixels the network stores.
+            result.set_metainfo(dict(stored_bits=stored_bits(self.network)))
         return result
 
     def measurement(self, sample: BaseDataElement) -> Tensor:
@@ -226,15 +235,19 @@ class SignalModel(BaseModel):
             self.network.set_signal(self.operator.preview(self.measurement(sample), tuple(sample.size)))
 
     def freeze_stats(self, coords: Tensor) -> SignalModel:
-        """Set eval mode with the statistics of the positions that training uses, see :class:`mmext.inr.CoordNetwork`."""
+        """Set eval mode with the statistics of the positions that training uses, see :class:`mmext.inr.CoordNetwork`.
+
+        Args:
+            coords: Coordinates as an item of the training data has them.
+        """
         self.eval()
-        self.network.freeze_stats(self.operator.coordinates(coords))
+        freeze_stats(self.network, run=partial(self.operator.statistics_pass, self.image, coords))
         return self
 
 
-def _only(batch: Any) -> Any:
-    """Return the one item of a batch."""
-    if not isinstance(batch, Sequence) and not (isinstance(batch, Tensor) and batch.ndim > 3):
+def _only(batch: Any, axes: int = 3) -> Any:
+    """Return the one item of a batch; a tensor of more than ``axes`` axes, and of three, is a batch."""
+    if not isinstance(batch, Sequence) and not (isinstance(batch, Tensor) and batch.ndim > max(axes, 3)):
         return batch
     if len(batch) != 1:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from mmext.arguments import Repeats
 from mmext.checkpoints import unwrap
 from mmext.drawing import save_figure
 from mmext.files import write_whole
-from mmext.inr.tasks.drawing import draw_progress, draw_reconstruction
-from mmext.inr.tasks.reconstruction_metric import reconstruction_quality
+from mmext.inr.tasks.drawing import draw_progress, draw_samples, progress_of
 from mmext.registry import HOOKS
 
 __all__ = ['SignalPictureHook']
@@ -28,9 +27,9 @@ __all__ = ['SignalPictureHook']
 class SignalPictureHook(Hook):
     """Draws what a coordinate network has learned, after each validation and each test (ours).
 
-    ``iter_000500.png``, or ``test.png``, shows the first sample: target, prediction and, where the operator has one, its own
-    reconstruction, with the error and the spectra, see :func:`mmext.inr.draw_reconstruction`. ``progress.png`` shows PSNR
-    and SSIM over the iterations of a training, see :func:`mmext.inr.draw_progress`.
+    ``iter_000500.png``, or ``test.png``, shows the first samples, see :func:`mmext.inr.draw_samples`. Of an image that is
+    target, prediction and, where the operator has one, its own reconstruction, with the error and the spectra.
+    ``progress.png`` shows PSNR and SSIM over the iterations of a training, see :func:`mmext.inr.draw_progress`.
 
     The numbers of the latter are in ``progress.json`` beside it. A resumed training reads them again, up to the iteration
     that it starts from, so that its curve has no gap; a training from the start begins anew. They are not in the checkpoint,
@@ -43,6 +42,7 @@ class SignalPictureHook(Hook):
         out_dir: Where the pictures go, by default ``pictures`` in the folder of the run.
         interval: Draw every so manieth validation, and the last one; the progress has them all.
         dpi: Pixels per inch of the pictures.
+        views: How many samples a picture shows at most.
 
     Raises:
         ValueError: If ``interval`` is below 1.
@@ -54,12 +54,14 @@ class SignalPictureHook(Hook):
     priority = 'LOW'
     serves_testing = True
 
-    def __init__(self, out_dir: str | None = None, interval: int = 1, dpi: Repeats = 100) -> None:
+    def __init__(self, out_dir: str | None = None, interval: int = 1, dpi: Repeats = 100, views: Repeats = 4) -> None:
         if interval < 1:
             raise ValueError(f'SignalPictureHook needs an interval of at least 1, got {interval=}')
         self.out_dir = out_dir
         self.interval = interval
         self.dpi = dpi
+        self.views = views
+        self._samples: list[Any] = []
         self._unable = False
         self._loaded_iter = 0
         self._validations = 0
@@ -84,18 +86,32 @@ class SignalPictureHook(Hook):
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
-        """Draw the first sample, and add it to the progress."""
-        if batch_idx == 0 and outputs:
-            self._validations += 1
-            due = self._validations % self.interval == 0 or self._history is None or runner.iter >= runner.max_iters
-            self._try(self._draw, runner, outputs[0], 'iter_{:06d}.png' if due else None, self._history)
+        """Keep the first samples."""
+        self._keep(batch_idx, outputs)
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
-        """Draw the first sample."""
-        if batch_idx == 0 and outputs:
-            self._try(self._draw, runner, outputs[0], 'test.png', None)
+        """Keep the first samples."""
+        self._keep(batch_idx, outputs)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Draw the samples, and add their metrics to the progress."""
+        if self._samples:
+            self._validations += 1
+            due = self._validations % self.interval == 0 or self._history is None or runner.iter >= runner.max_iters
+            self._try(self._draw, runner, metrics or {}, 'iter_{:06d}.png' if due else None, self._history)
+            self._samples = []
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Draw the samples."""
+        if self._samples:
+            self._try(self._draw, runner, metrics or {}, 'test.png', None)
+            self._samples = []
+
+    def _keep(self, batch_idx: int, outputs: Sequence[Any] | None) -> None:
+        self._samples = [] if batch_idx == 0 else self._samples
+        self._samples += list(outputs or ())[: self.views - len(self._samples)]
 
     def after_train(self, runner: Runner) -> None:
         """Draw the progress of a training that was stopped between two pictures."""
@@ -112,11 +128,18 @@ class SignalPictureHook(Hook):
             self._unable = True
             print_log(f'SignalPictureHook draws nothing in this run: {error}', 'current', logging.WARNING)
 
-    def _draw(self, runner: Runner, sample: Any, name: str | None, history: list[dict[str, float]] | None) -> None:
-        """Draw a sample if it has a ``name``, and record it if there is a ``history``."""
-        iteration, folder = runner.iter or self._loaded_iter, self._folder(runner)
-        quality = reconstruction_quality(sample)
-        if history is not None and 'PSNR' in quality:
+    def _draw(
+        self,
+        runner: Runner,
+        metrics: Mapping[str, float],
+        name: str | None,
+        history: list[dict[str, float]] | None,
+    ) -> None:
+        """Draw the samples if there is a ``name``, and record their metrics if there is a ``history``."""
+        iteration, folder, sample = runner.iter or self._loaded_iter, self._folder(runner), self._samples[0]
+        # Named as by the evaluator, without the prefix of a metric.
+        quality = {key.rpartition('/')[2]: value for key, value in metrics.items()}
+        if history is not None and progress_of(quality):
             history[:] = [point for point in history if point['iter'] < iteration]
             history.append({'iter': iteration, **quality})
             write_whole(folder / 'progress.json', json.dumps(history, indent=1).encode())
@@ -126,9 +149,12 @@ class SignalPictureHook(Hook):
                 f', {iteration:,} iterations' if iteration else ''
             )
             model: Any = unwrap(runner.model)
-            measured = model.operator.picture(model.measurement(sample).cpu(), tuple(sample.size))
-            figure = draw_reconstruction(sample, title, quality, measured)
-            save_figure(figure, folder / name.format(iteration), self.dpi)
+            measured = None
+            if 'measurement' in sample or model.operator.simulates:
+                measured = model.operator.picture(model.measurement(sample).cpu(), tuple(sample.size))
+            save_figure(
+                draw_samples(self._samples, title, quality, measured), folder / name.format(iteration), self.dpi
+            )
             if history:
                 self._draw_progress(runner, history)
 
