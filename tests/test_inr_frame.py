@@ -163,7 +163,9 @@ def test_losses_by_name():
         (result,) = fitted([coords], [sample], mode='predict')
         values = fitted.image(coords)
         torch.testing.assert_close(result.prediction, values.sigmoid() if kind == 'bce' else values)
-    with pytest.raises(ValueError, match=r"RadonOperator measures several positions together, .*loss='bce'; pass loss="):
+    with pytest.raises(
+        ValueError, match=r"RadonOperator measures several positions together, .*loss='bce'; pass loss="
+    ):
         OURS.build(dict(type='mmext.RadonOperator', loss='bce'))
 
 
