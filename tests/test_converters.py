@@ -79,7 +79,7 @@ def test_a_file_with_plain_keys_is_no_systems(name, case):
 
 
 #: Systems whose layers of ours keep the official names.
-SAME_NAMES = {'smpconv'}
+SAME_NAMES = {'catnet', 'smpconv'}
 
 
 @pytest.mark.parametrize(('name', 'case'), [p for p in CASES if p.values[0] not in SAME_NAMES])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ['check_maps', 'max_pool_to', 'used_levels']
+__all__ = ['check_maps', 'max_pool_to', 'upsample_to', 'used_levels']
 
 
 def used_levels(
@@ -54,6 +54,13 @@ def check_maps(owner: str, in_channels: Sequence[int], inputs: Sequence[Tensor])
             f'{owner} was built for {len(in_channels)} maps with the channels {list(in_channels)}, got {len(widths)} maps '
             f'with {widths}; set in_channels to them'
         )
+
+
+def upsample_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return ``x``, (N, C, H, W), with so many rows and columns, by bilinear interpolation between the pixels' centers."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=False)
 
 
 def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:

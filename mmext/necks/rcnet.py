@@ -12,7 +12,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Natural, Repeats, at_least, some
-from mmext.necks._levels import check_maps, max_pool_to, used_levels
+from mmext.necks._levels import check_maps, max_pool_to, upsample_to, used_levels
 from mmext.registry import MODELS
 
 __all__ = ['RCFPN', 'CrossScaleShift', 'FusionNode', 'RevFP']
@@ -194,16 +194,10 @@ class RevFP(BaseModule):
             maps.append(F.max_pool2d(conv(maps[-1]), 2, ceil_mode=True))
         outs: list[Tensor] = []
         for i, (node, own) in enumerate(zip(self.nodes, maps, strict=True)):
-            coarser = [_upsampled(x, own) for x in maps[i + 1 : i + 2]]
+            coarser = [upsample_to(x, own.shape[2:]) for x in maps[i + 1 : i + 2]]
             finer = [_pooled(x, own) for x in outs[-1:]]
             outs.append(node(own, *coarser, *finer))
         return tuple(outs)
-
-
-def _upsampled(x: Tensor, like: Tensor) -> Tensor:
-    if x.shape[2:] == like.shape[2:]:
-        return x
-    return F.interpolate(x, size=like.shape[2:], mode='bilinear', align_corners=False)
 
 
 def _pooled(x: Tensor, like: Tensor) -> Tensor:
@@ -297,14 +291,14 @@ class CrossScaleShift(BaseModule):
         """Return the levels with what the others add."""
         check_maps('CrossScaleShift', self.in_channels, inputs)
         middle = inputs[1]
-        maps = [max_pool_to(inputs[0], middle.shape[2:]), *(_upsampled(x, middle) for x in inputs[1:])]
+        maps = [max_pool_to(inputs[0], middle.shape[2:]), *(upsample_to(x, middle.shape[2:]) for x in inputs[1:])]
         mixed = [x + mix(s) for x, mix, s in zip(maps, self.mixes, self.shifted(maps), strict=True)]
         mean = sum(mixed[1:], mixed[0]) / len(mixed)
         means = torch.stack([x.mean((2, 3)) for x in mixed], 2).unsqueeze(-1)
         common = self.pixels(mean) + self.levels(means)
         first, *others = [x + common for x in mixed]
         back = [
-            _upsampled(first, inputs[0]),
+            upsample_to(first, inputs[0].shape[2:]),
             *(max_pool_to(o, x.shape[2:]) for o, x in zip(others, inputs[1:], strict=True)),
         ]
         return tuple(x + y for x, y in zip(inputs, back, strict=True))
