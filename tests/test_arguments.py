@@ -100,7 +100,7 @@ def outputs(name, built, arguments):
         return built([torch.randn(1, c, n, n) for c, n in zip(widths, (40, 20, 10, 5, 3), strict=False)])
     if hasattr(built, 'roi_layers'):
         return built([torch.randn(1, channels, n, n) for n in (16, 8)], torch.tensor([[0, 3.0, 2.0, 40.0, 50.0]]))
-    if kind == 'heads' and name != 'PairHead':
+    if kind == 'heads' and isinstance(channels, tuple):
         return built([torch.randn(2, c, 4, 4) for c in channels])
     if isinstance(built, CoordNetwork) and not hasattr(built, 'set_signal'):
         return built(coordinate_grid(6, 5))

@@ -1,5 +1,6 @@
 """Official checkpoints: every system's layer, written down from its formulas, against ours with the converted tensors."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_plain_convolutions_are_refused_where_the_keys_tell(name):
 def test_damaged_layers_are_refused_in_one_sentence(name, case):
     state = official_state(case, 'a.')
     refusals = []
-    for key in state:
+    for key in {re.sub(r'\d+', '#', key): key for key in state}.values():  # one of each kind
         for broken in (torch.zeros(()), torch.zeros(2, 2), torch.zeros(1, 3, 5, 7, 2), 'text'):
             try:
                 convert(name, {**state, key: broken}, case.options)

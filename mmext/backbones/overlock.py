@@ -232,6 +232,8 @@ class OverLoCK(Backbone):
             each focus stage.
         in_channels: Channels of the image.
         dense: Whether each returned map is normalized and the overview is added to the last, for detectors and segmentors.
+        return_overview: Whether the overview, with a norm, comes as an additional first map. The authors train a second
+            classifier on it, see :class:`AuxiliaryClsHead`.
         head_channels: For classification: width of a 1x1 convolution with a norm on the last map, 1024 in the released ones.
         out_indices: Stages whose maps are returned.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n scales.
@@ -248,8 +250,8 @@ class OverLoCK(Backbone):
         up. Maps smaller than a kernel are enlarged for it and averaged back.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` contradict each other, or ``head_channels`` has no last
-            map to stand on.
+        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` contradict each other, or if ``head_channels`` or
+            ``return_overview`` has no map to stand on.
 
     Example:
         >>> net = OverLoCK(OverLoCK.example['arch']).eval()
@@ -293,6 +295,7 @@ class OverLoCK(Backbone):
         arch: str | Mapping = 'T',
         in_channels: Count = 3,
         dense: bool = True,
+        return_overview: bool = False,
         head_channels: Count | None = None,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
@@ -311,6 +314,11 @@ class OverLoCK(Backbone):
             raise ValueError(
                 f'OverLoCK puts head_channels={head_channels} on the last stage, which {out_indices=} does not return; add '
                 'it to out_indices or drop head_channels'
+            )
+        if return_overview and self.num_scales < 3:
+            raise ValueError(
+                f'OverLoCK takes its overview from the third stage, which {out_indices=} does not need; add 2 or 3 to it or '
+                'drop return_overview'
             )
         plain: dict[str, Any] = dict(norm_cfg=norm_cfg, conv_cfg=conv_cfg)
         common: dict[str, Any] = dict(with_cp=with_cp, norm_cfg=norm_cfg, act_cfg=act_cfg)
@@ -362,6 +370,7 @@ class OverLoCK(Backbone):
             self.overview_out = nn.Sequential(
                 LayerNorm2d(channels[3]), nn.Conv2d(channels[3], out_widths[3], 1), _Scale(out_widths[3], 1e-5)
             )
+        self.overview_norm = build_norm_layer(norm_cfg, channels[3])[1] if return_overview else None
         # By scale: the released detectors have all of them, and go on from the normalized map of the second.
         self.norms = nn.ModuleDict({str(i): LayerNorm2d(out_widths[i]) for i in self.out_indices if dense and i != 1})
         self.set_outputs([out_widths[i] for i in self.out_indices], [4 * 2**i for i in self.out_indices])
@@ -369,6 +378,8 @@ class OverLoCK(Backbone):
         if head_channels is not None:
             self.head = ConvModule(out_widths[3], head_channels, 1, norm_cfg=norm_cfg, act_cfg=dict(type='SiLU'))
             self.out_channels = (*self.out_channels[:-1], head_channels)
+        if return_overview:
+            self.out_channels, self.out_strides = (channels[3], *self.out_channels), (32, *self.out_strides)
         self.finish()
 
     @torch.no_grad()
@@ -381,7 +392,7 @@ class OverLoCK(Backbone):
                 nn.init.zeros_(module.large_bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map images, (N, C, H, W), to the maps of ``out_indices``."""
+        """Map images, (N, C, H, W), to the maps of ``out_indices``, after the overview where it is asked for."""
         maps = []
         x = self.stem(x)
         for stage in self.stages:
@@ -399,6 +410,8 @@ class OverLoCK(Backbone):
             outs[-1] = outs[-1] + self.overview_out(overview)
         if self.head is not None:
             outs[-1] = self.head(outs[-1])
+        if self.overview_norm is not None:
+            outs.insert(0, self.overview_norm(overview))
         return tuple(outs)
 
     def _look(

@@ -27,6 +27,7 @@ _NET = (
     (r'extra_norm\.([0-3])\.', lambda m: f'norms.{m[1]}.'),
     (r'extra_norm\.4\.', lambda m: 'overview_out.0.'),
     (r'h_proj\.([01])\.', lambda m: f'overview_out.{int(m[1]) + 1}.'),
+    (r'aux_head\.0\.', lambda m: 'overview_norm.'),
     (r'head\.0\.', lambda m: 'head.conv.'),
     (r'head\.1\.', lambda m: 'head.bn.'),
 )
@@ -77,7 +78,7 @@ def overlock(layer: Layer, options: dict[str, str]) -> dict[str, Tensor]:
         )
     ours = {}
     for official in layer:
-        if re.match(r'aux_head|head\.4', official):
+        if re.match(r'aux_head\.(?!0\.)|head\.4', official):
             continue
         name = _ours(official, layer)
         tensor = layer[official]

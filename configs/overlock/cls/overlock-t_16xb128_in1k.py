@@ -1,18 +1,25 @@
 _base_ = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
 
-# The authors' recipe but the loss on the overview, 0.4 of the other, and their augmentations. The variant is an argument.
+# The authors' recipe but their augmentations. The variant is an argument.
 model = dict(
     backbone=dict(
         _delete_=True,
         type='mmext.OverLoCK',
         arch='T',
         dense=False,
+        return_overview=True,
         head_channels=1024,
         out_indices=(3,),
         drop_path_rate=0.15,
     ),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(in_channels=1024),
+    head=dict(
+        _delete_=True,
+        type='mmext.AuxiliaryClsHead',
+        head=dict(_base_.model.head, in_channels=1024),
+        auxiliary=dict(_base_.model.head, in_channels=512),
+        weight=0.4,
+    ),
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(_delete_=True, max_norm=5.0))
 param_scheduler = [
