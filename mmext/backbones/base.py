@@ -151,6 +151,12 @@ class Backbone(BaseModule):
                     elif name.endswith('bias'):
                         nn.init.zeros_(parameter)
 
+    def reset_kernels(self) -> None:
+        """Start plain layers as torch does, also where a host has drawn all layers of their kind before."""
+        for module in self.modules():
+            if type(module) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear):
+                module.reset_parameters()
+
     def draw(self) -> None:
         """Draw the start as the authors do, in place; torch's own start where a subclass says nothing."""
 

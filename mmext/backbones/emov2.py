@@ -253,3 +253,7 @@ class EMOv2(StagedBackbone):
                     f'EMOv2 needs heads that divide the channels and the expanded channels, got {head} channels a head for '
                     f'{width} and {int(width * ratio)}'
                 )
+
+    def draw(self) -> None:
+        """Start as torch does."""
+        self.reset_kernels()

@@ -161,3 +161,7 @@ class WaveMix(Backbone):
         """State the laws of an architecture and its defaults."""
         if channels % 4:
             raise ValueError(f'WaveMix transforms a quarter of its channels, got {channels=}; take a multiple of 4')
+
+    def draw(self) -> None:
+        """Start as torch does."""
+        self.reset_kernels()
