@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
+from mmext.blocks.attention import SelfAttention
 from mmext.hosts import build_model
 
 TOOLS = Path(__file__).parents[1] / 'tools'
@@ -37,6 +39,22 @@ def shake_norms(model):
                     module.weight.uniform_(0.5, 1.5)
                     module.bias.normal_(std=0.3)
     return model
+
+
+def operations(net, side=224):
+    """Return multiply-adds in billions for a square picture, without the products inside of attention."""
+    inside = []
+
+    def count(layer, args, _):
+        width = layer.project.in_features
+        inside.append(2 * (args[0].numel() // width) ** 2 * width)
+
+    for module in net.modules():
+        if isinstance(module, SelfAttention):
+            module.register_forward_hook(count)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(torch.empty(1, 3, side, side, device='meta'))
+    return (counter.get_total_flops() / 2 - sum(inside)) / 1e9
 
 
 def trained_state(cfg):
