@@ -60,6 +60,7 @@ LIKE_OTHERS = {
     'complex_conv, Keras on TensorFlow',
     'complex_conv, Keras on Theano',
     'partial_conv, plain keys',
+    'pfnet, ViT',
     'spd_conv, plain keys',
 }
 
