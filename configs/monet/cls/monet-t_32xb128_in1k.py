@@ -7,5 +7,5 @@ model = dict(
     model='mmpretrain.ImageClassifier',
     backbone=dict(_delete_=True, type='mmext.MONet', arch='T', out_indices=(3,)),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(in_channels='auto', init_cfg=dict(type='Constant', layer='Linear', val=0.0)),
+    head=dict(in_channels='auto', init_cfg=dict(_delete_=True, type='Constant', layer='Linear', val=0.0)),
 )
