@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ['HOSTS', 'build_from_host', 'build_model', 'loads_weights', 'without_pretrained']
+__all__ = [
+    'HOSTS',
+    'build_from_host',
+    'build_model',
+    'derived',
+    'loads_weights',
+    'require_host',
+    'without_pretrained',
+]
 
 #: Import name, which is the scope in a config too, to the distribution in the maintained builds and in OpenMMLab's own.
 HOSTS = {
@@ -33,14 +42,32 @@ def build_from_host(cfg: dict, user: str) -> Any:
     scope = str(cfg['type']).partition('.')[0]
     if scope not in HOSTS or scope == str(cfg['type']):
         return MODELS.build(cfg)
+    require_host(scope, f'{user} builds {cfg["type"]}')
+    # The host's own defaults have no prefix: they are looked up in its scope, whatever the run's default scope is.
+    return MODELS.build({'_scope_': scope, **cfg})
+
+
+def require_host(scope: str, reason: str) -> None:
+    """Make sure that a host is installed.
+
+    Args:
+        scope: Its name.
+        reason: Who needs it and what for, the begin of a sentence.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
     if find_spec(scope) is None:
         onedl, openmmlab = HOSTS[scope]
         raise ImportError(
-            f'{user} builds {cfg["type"]}, but the package {scope} is not installed; pip install {onedl} (or {openmmlab}, '
-            'with its own stack)'
+            f'{reason}, but the package {scope} is not installed; pip install {onedl} (or {openmmlab}, with its own stack)'
         )
-    # The host's own defaults have no prefix: they are looked up in its scope, whatever the run's default scope is.
-    return MODELS.build({'_scope_': scope, **cfg})
+
+
+@functools.cache
+def derived(cls: type, base: type) -> Any:
+    """Return ``cls`` on top of a host's class, which no import may name; the same two give the same class."""
+    return type(base)(cls.__name__.lstrip('_'), (cls, base), {'__module__': cls.__module__, '__doc__': cls.__doc__})
 
 
 def build_model(cfg: Mapping[str, Any], pretrained: bool = False) -> nn.Module:

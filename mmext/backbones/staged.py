@@ -53,14 +53,14 @@ class StagedBackbone(Backbone):
 
     def build_stages(
         self,
-        shrink: Callable[[int, int], nn.Module],
+        shrink: Callable[[int, int], nn.Module] | None,
         block: Callable[[int, int, float], nn.Module],
         drop_path_rate: float = 0.0,
     ) -> None:
         """Build the stages.
 
         Args:
-            shrink: Makes the layer between two stages from their channels.
+            shrink: Makes the layer between two stages from their channels; None where the first block of a stage shrinks.
             block: Makes a block from the number of its stage, its number in the stage, and its drop probability.
             drop_path_rate: Drop probability of the network's last block; it rises linearly from 0 at the first.
         """
@@ -69,7 +69,7 @@ class StagedBackbone(Backbone):
         self.stages = nn.ModuleList()
         for stage in range(self.num_scales):
             layers: OrderedDict[str, nn.Module] = OrderedDict()
-            if stage:
+            if stage and shrink is not None:
                 layers['shrink'] = shrink(*self.channels[stage - 1 : stage + 1])
             layers['blocks'] = _Blocks(*(block(stage, i, next(rates)) for i in range(depths[stage])))
             layers['blocks'].with_cp = self.with_cp  # type: ignore[assignment]
