@@ -71,7 +71,9 @@ class LeYOLO(StagedBackbone):
     """
 
     example: Mapping[str, Any] = dict(
-        arch=dict(depths=(1, 2, 2), channels=(8, 8, 16), hidden=(8, 16, 24), first_hidden=(8, 16, 16), kernels=(3, 3, 5)),
+        arch=dict(
+            depths=(1, 2, 2), channels=(8, 8, 16), hidden=(8, 16, 24), first_hidden=(8, 16, 16), kernels=(3, 3, 5)
+        ),
         out_indices=(0, 1, 2),
     )
 
@@ -81,13 +83,22 @@ class LeYOLO(StagedBackbone):
             depths=(1, 2, 5, 4), channels=(16, 32, 64, 96), hidden=(16, 96, 192, 576), first_hidden=(16, 96, 96, 576)
         ),
         'small': dict(
-            depths=(1, 2, 5, 4), channels=(24, 48, 88, 128), hidden=(24, 128, 256, 768), first_hidden=(24, 128, 128, 768)
+            depths=(1, 2, 5, 4),
+            channels=(24, 48, 88, 128),
+            hidden=(24, 128, 256, 768),
+            first_hidden=(24, 128, 128, 768),
         ),
         'medium': dict(
-            depths=(1, 3, 6, 5), channels=(24, 48, 88, 128), hidden=(24, 128, 256, 768), first_hidden=(24, 128, 128, 768)
+            depths=(1, 3, 6, 5),
+            channels=(24, 48, 88, 128),
+            hidden=(24, 128, 256, 768),
+            first_hidden=(24, 128, 128, 768),
         ),
         'large': dict(
-            depths=(1, 3, 6, 5), channels=(24, 48, 88, 128), hidden=(24, 128, 256, 768), first_hidden=(24, 128, 128, 768)
+            depths=(1, 3, 6, 5),
+            channels=(24, 48, 88, 128),
+            hidden=(24, 128, 256, 768),
+            first_hidden=(24, 128, 128, 768),
         ),
     }
 
@@ -135,8 +146,8 @@ class LeYOLO(StagedBackbone):
     def arch_laws(
         depths: Sequence[Few],
         channels: Sequence[Count],
-        hidden: Sequence[Count],
-        first_hidden: Sequence[Count],
+        hidden: Sequence[Count] = (),
+        first_hidden: Sequence[Count] = (),
         kernels: Sequence[OddSize] = (3, 3, 5, 5),
     ) -> None:
         """State the laws of an architecture and its defaults."""

@@ -68,9 +68,7 @@ class InvertedBlock(nn.Module):
         super().__init__()
         wide = in_channels if hidden is None else hidden
         both: dict = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
-        self.expand = (
-            nn.Identity() if hidden is None else conv_norm_act(in_channels, wide, 1, act_cfg=act_cfg, **both)
-        )
+        self.expand = nn.Identity() if hidden is None else conv_norm_act(in_channels, wide, 1, act_cfg=act_cfg, **both)
         self.depthwise = conv_norm_act(wide, wide, kernel_size, stride, wide, act_cfg=act_cfg, **both)
         self.project = conv_norm_act(wide, out_channels, 1, act_cfg=None, **both)
         self.residual = in_channels == out_channels and stride == 1

@@ -14,6 +14,8 @@ HALVES = {'c': '0', 'conv': '0', 'bn': '1'}
 POOLING = {'cv1': 'reduce', 'cv2': 'mix'}
 BRANCHES = {'cv2': 'reg_branches', 'cv3': 'cls_branches'}
 PARTS = ('backbone', 'detector')
+#: The nodes of the neck, in the order of the file.
+NODES = ('top_down.1', 'top_down.0', 'bottom_up.0', 'bottom_up.1')
 
 
 @system(
@@ -49,16 +51,16 @@ def _places(layer: Layer) -> dict[int, str]:
     pool = next((n for n in numbers if kinds[n].startswith('cv') and f'model.{n}.cv1.conv.weight' in layer), None)
     last = numbers[-1] if pool is None else pool
     places = {0: 'backbone.stem.0', 1: 'backbone.stem.1'}
-    stage, index, width = 0, 0, None
+    stage, index, width = 0, 0, 0
     for number in range(2, last + 1):
         if kinds.get(number) == 'layers':
             outs = _channels(layer, number)
-            if width is not None and outs != width:
+            if width and outs != width:
                 stage, index = stage + 1, 0
             width = outs
         places[number] = f'backbone.stages.{stage}.blocks.{index}'
         index += 1
-    nodes, before, down = _nodes(), last, 0
+    nodes, before, down = iter(NODES), last, 0
     node, index = '', 0
     for number in (n for n in numbers if n > last):
         if kinds[number] == 'c':
@@ -74,10 +76,6 @@ def _places(layer: Layer) -> dict[int, str]:
             places[number] = 'bbox_head'
         before = number
     return places
-
-
-def _nodes():  # noqa: ANN202
-    yield from ('top_down.1', 'top_down.0', 'bottom_up.0', 'bottom_up.1')
 
 
 def _channels(layer: Layer, number: int) -> int:

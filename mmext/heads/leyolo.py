@@ -143,7 +143,8 @@ class _LeYOLODNiNHead(BaseModule):
         centers, strides = torch.cat(levels)[:, :2], torch.cat(levels)[:, 2:3]
         expected = [self._expected(x) for x in distances]
         scores, logits, sides = (
-            torch.cat([x.float().flatten(2) for x in maps], 2).transpose(1, 2) for maps in (cls_scores, distances, expected)
+            torch.cat([x.float().flatten(2) for x in maps], 2).transpose(1, 2)
+            for maps in (cls_scores, distances, expected)
         )
         sides = sides * strides
         boxes = torch.cat([centers - sides[..., :2], centers + sides[..., 2:]], -1)

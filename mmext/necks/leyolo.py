@@ -52,8 +52,8 @@ class LeYOLOFPAN(BaseModule):
         init_cfg: As in mmengine.
 
     Shape:
-        A sequence of maps (N, C_i, H_i, W_i) to a tuple of ``num_outs`` maps. Any sizes work, where each map is about twice
-        the next.
+        A sequence of maps (N, C_i, H_i, W_i) to a tuple of ``num_outs`` maps. Maps of any sizes are joined, by
+        nearest pixels.
 
     Raises:
         ValueError: If there are fewer than two levels, ``hidden_channels`` or ``num_outs`` do not fit them,
@@ -137,11 +137,11 @@ class LeYOLOFPAN(BaseModule):
         last = len(inputs) - 1
         joined, x = list(inputs), inputs[last]
         for i in reversed(range(last)):
-            x = torch.cat([F.interpolate(x, size=inputs[i].shape[2:]), inputs[i]], 1)
+            x = _joined(x, inputs[i])
             joined[i], x = self._pass(self.top_down[i], x, tap=1 if i == 0 else -1)
         x, outs = self.beside(x), [joined[0]]
         for i in range(1, last + 1):
-            x = torch.cat([self.downsamples[i - 1](x), joined[i]], 1)
+            x = _joined(self.downsamples[i - 1](x), joined[i])
             if self.official_taps and i == last:
                 outs.append(x)  # what follows feeds nothing
             else:
@@ -159,3 +159,9 @@ class LeYOLOFPAN(BaseModule):
             x = block(x)
             maps.append(x)
         return maps[tap if self.official_taps else -1], x
+
+
+def _joined(x: Tensor, other: Tensor) -> Tensor:
+    """Return both maps as one, in the size of the other."""
+    size = other.shape[2:]
+    return torch.cat([x if x.shape[2:] == size else F.interpolate(x, size=size), other], 1)
