@@ -78,22 +78,25 @@ class GaussianActivation(nn.Module):
 
     Args:
         scale: s.
+        center: Subtract the mean over the features (the last axis) first, as GARF does in layers that see coordinates.
 
     Example:
         >>> GaussianActivation()(torch.zeros(3))
         tensor([1., 1., 1.])
     """
 
-    def __init__(self, scale: Positive = 10.0) -> None:
+    def __init__(self, scale: Positive = 10.0, center: bool = False) -> None:
         super().__init__()
         self.scale = scale
+        self.center = center
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply the activation."""
+        z = z - z.mean(-1, keepdim=True) if self.center else z
         return torch.exp(-(self.scale * z).square())
 
     def extra_repr(self) -> str:
-        return f'scale={self.scale}'
+        return f'scale={self.scale}, center={self.center}'
 
 
 @MODELS.register_module()

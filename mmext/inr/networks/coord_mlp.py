@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,14 +42,16 @@ class CoordMLP(CoordNetwork):
         norm_position: ``'pre'``: before the activation; ``'post'``: after it.
         norm_last: Also normalize the output. The released batch norm networks have none there; the parameter counts of
             the published results fit networks with one.
+        skips: Layers that are given the encoded coordinates once more, behind their features: 1 for the second hidden layer,
+            ``depth`` for the output.
         init_cfg: As in mmengine.
 
     Shape:
         (..., d) to (..., out_features): lists of points, grids, and batches of them; a norm takes all together.
 
     Raises:
-        ValueError: If ``norm_position`` is unknown, ``depth`` is below 1, the encoding takes another number of coordinates,
-            or a complex activation is combined with a norm.
+        ValueError: If ``norm_position`` is unknown, ``depth`` is below 1, a skip leads to no layer, the encoding takes another
+            number of coordinates, or a complex activation is combined with a norm.
 
     Example:
         >>> CoordMLP(out_features=3)(coordinate_grid(4, 6)).shape
@@ -69,12 +71,16 @@ class CoordMLP(CoordNetwork):
         norm_cfg: Cfg | None = None,
         norm_position: Literal['pre', 'post'] = 'pre',
         norm_last: bool = False,
+        skips: Sequence[int] = (),
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(in_features, out_features, init_cfg)
         if depth < 1:
             raise ValueError(f'CoordMLP needs one hidden layer at least, got {depth=}')
+        if wrong := [layer for layer in skips if not 1 <= layer <= depth]:
+            raise ValueError(f'CoordMLP has layers from 1 to {depth=} to skip to, got {wrong} in skips={tuple(skips)}')
         self.norm_position = norm_position
+        self.skips = frozenset(skips)
         encoding = {'type': 'mmext.IdentityEncoding', 'in_features': in_features, **(encoding or {})}
         # Any, because torch does not tell what attributes a module has.
         self.encoding: Any = MODELS.build(encoding)
@@ -98,11 +104,13 @@ class CoordMLP(CoordNetwork):
         for index in range(depth):
             # What enters the first layer is real.
             dtype = torch.cfloat if self.complex_valued and index else None
+            features += self.encoding.out_features if index in self.skips else 0
             self.linears.append(nn.Linear(features, self.width, dtype=dtype))
             self.norms.append(build_position_norm(norm_cfg, self.width, -1) if norm_cfg else nn.Identity())
             first = dict(first=True) if index == 0 and accepts(activation, 'first') else {}
             self.activations.append(build_activation_layer({**act_cfg, **first}))
             features = self.width
+        features += self.encoding.out_features if depth in self.skips else 0
         self.head = nn.Linear(features, out_features, dtype=torch.cfloat if self.complex_valued else None)
         self.last_norm = build_position_norm(norm_cfg, out_features, -1) if norm_cfg and norm_last else nn.Identity()
         self._init_linears()
@@ -123,10 +131,13 @@ class CoordMLP(CoordNetwork):
 
     def forward(self, coords: Tensor) -> Tensor:
         """Evaluate the network at ``coords``, (..., d)."""
-        features = self.encoding(coords.reshape(-1, self.in_features)).to(self.linears[0].weight.dtype)
-        for linear, norm, act in zip(self.linears, self.norms, self.activations, strict=True):
+        features = encoded = self.encoding(coords.reshape(-1, self.in_features)).to(self.linears[0].weight.dtype)
+        for index, (linear, norm, act) in enumerate(zip(self.linears, self.norms, self.activations, strict=True)):
+            features = torch.cat((features, encoded.to(features)), dim=-1) if index in self.skips else features
             features = linear(features)
             features = act(norm(features)) if self.norm_position == 'pre' else norm(act(features))
+        if len(self.linears) in self.skips:
+            features = torch.cat((features, encoded.to(features)), dim=-1)
         values = self.last_norm(self.head(features))
         values = values.real if self.complex_valued else values
         return values.view(*coords.shape[:-1], self.out_features)
@@ -145,8 +156,10 @@ class CoordMLP(CoordNetwork):
                 fuse_affine(self.linears[index], *affine)
             else:
                 scale, shift = affine
-                following.bias += (following.weight @ shift).to(following.bias)
-                following.weight *= scale
+                # What skips to the following layer stands behind the normalized features.
+                weight = following.weight[:, : len(scale)]
+                following.bias += (weight @ shift).to(following.bias)
+                weight *= scale
             self.norms[index] = nn.Identity()
         if (affine := norm_affine(self.last_norm)) is not None:
             fuse_affine(self.head, *affine)

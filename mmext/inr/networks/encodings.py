@@ -42,7 +42,7 @@ class IdentityEncoding(nn.Module):
 
 @MODELS.register_module()
 class PositionalEncoding(nn.Module):
-    r"""Sines and cosines of octaves, :math:`\sin(2^i \pi p)` and :math:`\cos(2^i \pi p)` for :math:`i = 0 \dots L - 1`.
+    r"""Sines and cosines of octaves, :math:`\sin(2^i b p)` and :math:`\cos(2^i b p)` for :math:`i = 0 \dots L - 1`.
 
     Mildenhall et al., *NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis*, ECCV 2020, arXiv 2003.08934;
     in the order of Cai et al., arXiv 2407.17834, by default.
@@ -53,6 +53,7 @@ class PositionalEncoding(nn.Module):
         include_input: Whether the coordinates come first.
         order: ``'function'``: per octave, the sines of all coordinates, then the cosines; ``'axis'``: per octave and
             coordinate, sine and cosine, as SIREN's and WIRE's repositories write it.
+        base: b, the lowest frequency. With 1 the formula is that of NeRF's code, which leaves positions unscaled.
 
     Shape:
         (..., d) to (..., 2Ld), plus d if the coordinates are included. Computed in float32 at least.
@@ -75,6 +76,7 @@ class PositionalEncoding(nn.Module):
         num_octaves: Annotated[int, at_least(0), at_most(64)] | Open = 10,
         include_input: bool = True,
         order: Literal['function', 'axis'] = 'function',
+        base: Positive = math.pi,
     ) -> None:
         super().__init__()
         check_chosen('PositionalEncoding', num_octaves=num_octaves)
@@ -84,6 +86,7 @@ class PositionalEncoding(nn.Module):
         self.num_octaves = num_octaves
         self.include_input = include_input
         self.order = order
+        self.base = base
         self.out_features = in_features * (2 * num_octaves + include_input)
 
     def forward(self, coords: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ class PositionalEncoding(nn.Module):
         coords = at_least_float32(coords)
         parts = [coords] if self.include_input else []
         for octave in range(self.num_octaves):
-            phase = coords * (2**octave * math.pi)
+            phase = coords * (2**octave * self.base)
             if self.order == 'function':
                 parts += [phase.sin(), phase.cos()]
             else:
