@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,16 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmext.arguments import Count, NonNegative, Positive, Repeats, Share, at_least
-from mmext.inr.measurements.operators import MeasurementOperator
+from mmext.inr.measurements.operators import Field, MeasurementOperator
 from mmext.inr.measurements.rays import ray_weights, resample, section_lengths, spaced, stratified, unit_ball
 from mmext.numerics import at_least_float32
 from mmext.registry import MODELS
 
 __all__ = ['VolumeRenderer']
 
-Field = Callable[..., Tensor]
-#: Where rendering leaves out what is not seen, every so manieth sample looks what is there.
-_STRIDE = 4
+#: Where rendering leaves out what is not seen, so many samples of a ray look what is there.
+_PROBES = 32
 
 
 @dataclass
@@ -77,8 +75,8 @@ class VolumeRenderer(MeasurementOperator):
         background_weight: Times the mean squared opacity of rays whose pixel is known to be background; the second
             regularization of that paper, in our reading.
         last_interval: ``'far'``; ``'inf'`` as in NeRF's code, see :func:`mmext.inr.section_lengths`.
-        skip: In evaluation without ``resamples``, samples are left out where those around them are nearly transparent, or
-            where less than this share of light comes through. Zero takes all.
+        skip: In evaluation without ``resamples``, samples beyond 32 are left out where those around them are nearly
+            transparent, or where less than this share of light comes through. Zero takes all.
         chunk: Rays that are evaluated at a time. It bounds the memory, and changes nothing else.
 
     Shape:
@@ -97,6 +95,7 @@ class VolumeRenderer(MeasurementOperator):
     """
 
     example = dict(samples=4)
+    simulates = False
     #: Values that the field returns at each point.
     field_values = 4
     step: Tensor
@@ -119,14 +118,13 @@ class VolumeRenderer(MeasurementOperator):
         skip: Share = 1e-3,
         chunk: Count = 4096,
     ) -> None:
-        super().__init__()
+        super().__init__(loss=loss)
         if coarse == 'own' and not resamples:
             raise ValueError("VolumeRenderer with coarse='own' needs resamples, which the coarse network places, got 0")
         self.samples, self.resamples = samples, resamples
         self.eval_samples = samples if eval_samples is None else eval_samples
         self.density, self.density_scale = density, density_scale
         self.background = background
-        self.kind = loss
         self.own = coarse == 'own'
         self.directions = directions
         self.in_features = 6 if directions else 3
@@ -184,7 +182,7 @@ class VolumeRenderer(MeasurementOperator):
         return losses
 
     def _distance(self, difference: Tensor) -> Tensor:
-        return difference.square().mean() if self.kind == 'mse' else difference.abs().mean()
+        return difference.square().mean() if self.loss_kind == 'mse' else difference.abs().mean()
 
     @torch.no_grad()
     def reconstruct(self, field: Field, coords: Tensor) -> dict[str, Tensor]:
@@ -193,7 +191,7 @@ class VolumeRenderer(MeasurementOperator):
         near, far = unit_ball(rays)
         hit = (far > near).nonzero().squeeze(1)
         found: dict[str, Tensor] = {}
-        for part in hit.split(self.chunk):
+        for part in hit.split(self.chunk) if len(hit) else ():
             for name, values in self._maps(self._march(field, rays[part], self.eval_samples, False, self.skip)[-1]).items():
                 if name not in found:
                     found[name] = values.new_zeros(len(rays), *values.shape[1:])
@@ -274,18 +272,19 @@ class VolumeRenderer(MeasurementOperator):
     def _look_where_needed(self, field: Field, rays: Tensor, distances: Tensor, far: Tensor, skip: float) -> Seen:
         """Do what :meth:`look` does, without the samples that add nothing.
 
-        Every fourth sample is evaluated first. The three beside it are where it, or one of its neighbors, is not transparent,
+        One of each group of samples is evaluated first. The others are where it, or one of its neighbors, is not transparent,
         unless what lies before has absorbed the light.
         """
         count = distances.shape[-1]
-        probes = torch.arange(min(_STRIDE // 2, count - 1), count, _STRIDE, device=distances.device)
+        stride = max(count // _PROBES, 1)
+        probes = torch.arange(stride // 2, count, stride, device=distances.device)
         lengths = section_lengths(distances, far, self.last_interval)
         first = self.evaluate(field, rays, distances[:, probes])
         depth = self.densities(first) * lengths[:, probes]
         opaque = F.max_pool1d((-torch.expm1(-depth)).unsqueeze(1), 3, 1, 1).squeeze(1)
         # What comes through to the group before the one in question: the sum over two groups less.
-        through = torch.exp(-F.pad((_STRIDE * depth).cumsum(-1), (2, 0))[:, :-2])
-        wanted = ((opaque > skip) & (through > skip)).repeat_interleave(_STRIDE, dim=1)
+        through = torch.exp(-F.pad((stride * depth).cumsum(-1), (2, 0))[:, :-2])
+        wanted = ((opaque > skip) & (through > skip)).repeat_interleave(stride, dim=1)
         wanted = F.pad(wanted, (0, max(count - wanted.shape[1], 0)), value=True)[:, :count].clone()
         wanted[:, probes] = False
         ray, sample = wanted.nonzero().unbind(1)

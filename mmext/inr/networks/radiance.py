@@ -9,7 +9,7 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Few, Repeats
-from mmext.inr.base import CoordNetwork
+from mmext.inr.networks.base import CoordNetwork
 from mmext.registry import MODELS
 
 __all__ = ['FieldPair', 'LearnedFeatures', 'MultiInputMLP', 'RadianceMLP', 'RayEncoding']

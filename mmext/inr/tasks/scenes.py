@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmext.inr.measurements.rays import unit_ball
 
-__all__ = ['SCENES', 'Scene', 'block_distance', 'photograph', 'terrain_height']
+__all__ = ['SCENES', 'Scene', 'block_distance', 'in_package', 'photograph', 'terrain_height']
 
 _LIGHT = (0.4, 0.3, 0.85)
 #: A ray of the scene of solids has arrived that near to a surface.
@@ -45,7 +45,7 @@ def photograph(name: str) -> Tensor:
     Raises:
         ImportError: If scikit-image or Pillow is missing, or the file is in none of them.
     """
-    path = _in_package('skimage', f'data/{name}', 'scikit-image')
+    path = in_package('skimage', f'data/{name}', 'scikit-image')
     if find_spec('PIL') is None:
         raise ImportError('photographs need pillow; pip install pillow')
     from PIL import Image
@@ -55,7 +55,12 @@ def photograph(name: str) -> Tensor:
     return torch.from_numpy(array).movedim(-1, 0)[None]
 
 
-def _in_package(module: str, file: str, package: str) -> Path:
+def in_package(module: str, file: str, package: str) -> Path:
+    """Return the path of a file that ships with an installed package, which is not imported.
+
+    Raises:
+        ImportError: If it is not there; the message names the ``package`` to install.
+    """
     spec = find_spec(module)
     found = [Path(place) / file for place in (spec.submodule_search_locations or ())] if spec else []
     for path in found:
@@ -149,7 +154,7 @@ _STEEP = 4.0
 @functools.cache
 def _heights() -> Tensor:
     """Return the heights of the ground, (1, 1, rows from south to north, columns from west to east), in scene units."""
-    with np.load(_in_package('matplotlib', 'mpl-data/sample_data/jacksboro_fault_dem.npz', 'matplotlib')) as file:
+    with np.load(in_package('matplotlib', 'mpl-data/sample_data/jacksboro_fault_dem.npz', 'matplotlib')) as file:
         meters = torch.from_numpy(file['elevation'].astype(np.float32))
     # The first row of the file is the north. Its cells are 92.8 m high.
     unit = 2 * _NORTH / (92.8 * meters.shape[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from mmext.arguments import Count, Few, Natural, NonNegative, Positive, Repeats, Seed, Share, above, below
 from mmext.errors import UsageError
-from mmext.inr.measurements.rays import Lens, camera_rays, orbit, pixel_rays, simple_lens, unit_ball
+from mmext.inr.measurements.rays import Lens, camera_rays, look_at, orbit, pixel_rays, simple_lens, unit_ball
 from mmext.inr.measurements.rigid import rigid_motion
 from mmext.inr.tasks.scenes import SCENES
 from mmext.inr.tasks.view_layouts import Photographs, read_photographs
@@ -65,7 +65,7 @@ class ViewDataset(Dataset):
         Training: ``inputs`` (n, 6), origins and unit directions, with the number of the view as a seventh; ``measurement``
         (n, 4), color over the background and opacity, or (n, 3) where photographs have no alpha channel. Tests: ``inputs``
         (H, W, 6), ``target`` (H, W, 3), ``baseline``, the picture of the nearest training camera, and where they are known
-        ``mask`` (H, W) and ``depth`` (H, W) along the rays, zero where nothing is.
+        ``mask`` (H, W) and ``true_depth`` (H, W) along the rays, zero where nothing is.
 
     Raises:
         ValueError: If a folder is not what its layout asks for, a camera does not see the unit ball, or photographs are
@@ -158,13 +158,24 @@ class ViewDataset(Dataset):
         self._drawn += 1
         return self._draw(self.rays, self._generator(0, number))
 
-    def statistics_sample(self) -> dict[str, Any]:
-        """Return an item of training for the statistics of norms: the same each time, whatever else was drawn."""
-        return self._draw(_STATISTICS, self._generator(1))
+    def statistics_sample(self) -> Tensor:
+        """Return rays of training for the statistics of norms: the same each time, whatever else was drawn."""
+        return self._draw(_STATISTICS, self._generator(1))['inputs']
 
     def overview(self) -> Tensor:
         """Return all pictures, (V, 3, H, W), over the background."""
         return torch.stack([self.picture(k).movedim(-1, 0) for k in range(len(self.poses))])
+
+    def path(self, frames: int) -> Iterator[Tensor]:
+        """Yield the rays (H, W, 6) of cameras on a circle, as high and as far as the cameras are on average."""
+        centers = self.poses[..., 3]
+        distance = centers.norm(dim=-1).mean()
+        height = centers[:, 2].mean().clamp(-0.95 * distance, 0.95 * distance)
+        flat = (distance.square() - height.square()).sqrt()
+        start = torch.atan2(centers[0, 1], centers[0, 0])
+        for k in range(frames):
+            angle = start + 2 * math.pi * k / frames
+            yield camera_rays(look_at(torch.stack((flat * angle.cos(), flat * angle.sin(), height))), self.size, self.lens)
 
     def picture(self, index: int) -> Tensor:
         """Return a picture over the background, (H, W, 3), without noise."""
@@ -235,7 +246,7 @@ class ViewDataset(Dataset):
         if self._views.masked:
             values['mask'] = image[..., 3]
         if image.shape[-1] > 4:
-            values['depth'] = image[..., 4]
+            values['true_depth'] = image[..., 4]
         if self._trained is not None and self._trained.size == self.size:
             nearest = int((self._trained.poses[..., 3] - self.poses[index, :, 3]).norm(dim=-1).argmin())
             values['baseline'] = self._over_background(self._trained.image(nearest)[..., :4])

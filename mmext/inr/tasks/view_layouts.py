@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
@@ -48,12 +49,7 @@ class Photographs:
 
     def image(self, index: int) -> Tensor:
         """Return a photograph, (H, W, 4): colors times their alpha, and alpha."""
-        pixels = _read_image(self.paths[index])
-        rgba = torch.from_numpy(pixels.astype(np.float32) / 255)
-        rgba = torch.cat((rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]), dim=-1)
-        if pixels.shape[:2] != self.size:
-            rgba = F.interpolate(rgba.movedim(-1, 0)[None], self.size, mode='area')[0].movedim(0, -1)
-        return rgba
+        return _cached_image(self.paths[index], self.size)
 
 
 def read_photographs(
@@ -157,6 +153,16 @@ def _read_image(path: Path) -> np.ndarray:
             return np.asarray(image.convert('RGBA'))
         except Exception as error:  # the decoders have no common one
             raise UsageError(f'{path} is no image that Pillow can read ({error}); save it as PNG or JPEG') from error
+
+
+@functools.lru_cache(maxsize=512)
+def _cached_image(path: Path, size: tuple[int, int]) -> Tensor:
+    pixels = _read_image(path)
+    rgba = torch.from_numpy(pixels.astype(np.float32) / 255)
+    rgba = torch.cat((rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]), dim=-1)
+    if pixels.shape[:2] != size:
+        rgba = F.interpolate(rgba.movedim(-1, 0)[None], size, mode='area')[0].movedim(0, -1)
+    return rgba
 
 
 def _opened(path: Path) -> Any:

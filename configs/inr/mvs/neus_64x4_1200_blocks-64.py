@@ -1,0 +1,1 @@
+_base_ = '../_base_/surface-64_1200.py'

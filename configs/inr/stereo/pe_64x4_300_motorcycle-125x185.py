@@ -1,0 +1,1 @@
+_base_ = '../_base_/motorcycle-4_300.py'

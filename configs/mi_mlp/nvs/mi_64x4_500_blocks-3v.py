@@ -1,0 +1,1 @@
+_base_ = '../_base_/blocks-3v_500.py'
