@@ -23,6 +23,7 @@ __all__ = [
     'FreezesStatistics',
     'FusesNorms',
     'GivesOverview',
+    'GivesPath',
     'GivesStatisticsSample',
     'HasDeployedConfig',
     'HasFrequency',
@@ -342,6 +343,14 @@ class GivesOverview(Protocol):
 
     def overview(self) -> Tensor:
         """Return pictures (V, C, H, W) in [0, 1]."""
+
+
+@runtime_checkable
+class GivesPath(Protocol):
+    """A data set of a scene that knows where a camera can go around it."""
+
+    def path(self, frames: int) -> Iterator[Tensor]:
+        """Yield the rays (H, W, 6) of cameras on a closed way."""
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from mmext.analysis.samples import batch_for, take_step
 from mmext.contracts import TakesOneSize, find
 from mmext.folding import fold
 from mmext.inr.networks.fresh import open_frequencies
-from mmext.registry import require
+from mmext.registry import require, takes
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('*/*/*.py') if '_base_' not in p.parts)
@@ -45,7 +45,9 @@ def is_pretrained(cfg):
 def load(path):
     cfg = Config.fromfile(ROOT / path if path.startswith('configs/') else path)
     if cfg.get('default_scope') == 'mmengine':
-        cfg.train_dataloader.dataset.size = SIZE // 2
+        data = cfg.train_dataloader.dataset
+        small = dict(size=SIZE // 2, rays=8, views=3, supersample=1)
+        data.update({k: v for k, v in small.items() if takes(require(data, DATASETS), k)})
         # What is chosen from the signal is the first candidate, unless the choice is what is tested.
         for request in open_frequencies(cfg.model.to_dict(), ('model',)):
             _, (first, *_) = require(reduce(getitem, (*request.path, request.part), cfg)).frequency

@@ -124,7 +124,9 @@ def test_an_endless_last_section_closes_every_ray():
 @pytest.mark.parametrize(('samples', 'opacity_error', 'depth_error'), [(32, 1e-3, 0.02), (128, 3e-4, 0.005)])
 def test_a_ball_of_even_density(samples, opacity_error, depth_error):
     radius, sigma = 0.6, 40.0
-    rays = camera_rays(orbit(torch.tensor(3.0, dtype=DOUBLE), 24, 3.0), (32, 32), (60.0, 60.0, 16.0, 16.0)).reshape(-1, 6)
+    rays = camera_rays(orbit(torch.tensor(3.0, dtype=DOUBLE), 24, 3.0), (32, 32), (60.0, 60.0, 16.0, 16.0)).reshape(
+        -1, 6
+    )
     near, far = unit_ball(rays)
     distances = stratified(near, far, samples)
     points = rays[:, None, :3] + distances[..., None] * rays[:, None, 3:]
@@ -154,7 +156,9 @@ def test_resampling_inverts_the_distribution():
     torch.manual_seed(0)
     weights = torch.rand(6, 8, dtype=DOUBLE)
     drawn = resample(edges, weights, 4000)
-    found = torch.stack([((drawn >= edges[:, k : k + 1]) & (drawn < edges[:, k + 1 : k + 2])).sum(-1) for k in range(8)], -1)
+    found = torch.stack(
+        [((drawn >= edges[:, k : k + 1]) & (drawn < edges[:, k + 1 : k + 2])).sum(-1) for k in range(8)], -1
+    )
     torch.testing.assert_close(found.double() / 4000, weights / weights.sum(-1, keepdim=True), rtol=0, atol=1e-3)
     # An empty ray, which takes no place, is drawn from without a number that is none.
     assert resample(torch.zeros(1, 9), torch.zeros(1, 8), 4).isfinite().all()

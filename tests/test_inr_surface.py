@@ -6,8 +6,8 @@ from mmengine.registry import MODELS
 
 from mmext.folding import fold
 from mmext.inr import (
-    SDFField,
     SDFMLP,
+    SDFField,
     SurfaceRenderer,
     ViewDataset,
     block_distance,

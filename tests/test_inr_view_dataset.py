@@ -96,7 +96,9 @@ def test_moved_cameras_are_given_to_training_only():
 
 
 def test_the_silhouette_of_the_ball_is_the_analytic_one():
-    rays = camera_rays(orbit(torch.tensor(0.0), 24, 3.0), (64, 64), simple_lens((64, 64), math.radians(30))).reshape(-1, 6)
+    rays = camera_rays(orbit(torch.tensor(0.0), 24, 3.0), (64, 64), simple_lens((64, 64), math.radians(30))).reshape(
+        -1, 6
+    )
     offset = rays[:, :3] - torch.tensor([-0.15, -0.12, 0.0])
     along = -(offset * rays[:, 3:]).sum(-1)
     square = along.square() - offset.square().sum(-1) + 0.16
@@ -133,7 +135,9 @@ def test_terrain_is_solid_below_its_height_and_its_first_row_is_north():
         meters = file['elevation'].astype(float)
     north = terrain_height(torch.tensor([[-0.6 + 1.2 * (j + 0.5) / 403, 0.6 - 1.2 * 0.5 / 344] for j in range(403)]))
     assert np.corrcoef(north.numpy(), meters[0])[0, 1] > 0.999
-    rays = camera_rays(orbit(torch.tensor(5.0), 24, 3.0), (12, 12), simple_lens((12, 12), math.radians(30))).reshape(-1, 6)
+    rays = camera_rays(orbit(torch.tensor(5.0), 24, 3.0), (12, 12), simple_lens((12, 12), math.radians(30))).reshape(
+        -1, 6
+    )
     _, depth = SCENES['terrain'].trace(rays)
     hit = depth.isfinite()
     assert 0.1 < hit.float().mean() < 0.9
@@ -216,7 +220,9 @@ def test_llff_and_colmap_agree(tmp_path):
         q = [w, *((turn[a, b] - turn[b, a]) / (4 * w) for a, b in ((2, 1), (0, 2), (1, 0)))]
         values = [float(v) for v in (*q, *shift)]
         rows.append(f'{k} {" ".join(map(repr, values))} 1 {k:03}.png\n\n')
-        packed += struct.pack('<i7di', k, *values, 1) + f'{k:03}.png'.encode() + b'\0' + struct.pack('<Q', 1) + bytes(24)
+        packed += (
+            struct.pack('<i7di', k, *values, 1) + f'{k:03}.png'.encode() + b'\0' + struct.pack('<Q', 1) + bytes(24)
+        )
     (text / 'sparse/0').mkdir(parents=True)
     (text / 'sparse/0/images.txt').write_text('# a comment\n' + ''.join(rows))
     (text / 'sparse/0/cameras.txt').write_text(f'# a comment\n1 SIMPLE_PINHOLE 16 12 {focal} 8 6\n')
@@ -259,7 +265,9 @@ def break_json(folder, **changes):
     content = json.loads(file.read_text())
     for key, value in changes.items():
         if key == 'matrix':
-            content['frames'][1]['transform_matrix'] = value(np.array(content['frames'][1]['transform_matrix'])).tolist()
+            content['frames'][1]['transform_matrix'] = value(
+                np.array(content['frames'][1]['transform_matrix'])
+            ).tolist()
         else:
             content[key] = value
     file.write_text(json.dumps(content))
@@ -269,7 +277,10 @@ def break_json(folder, **changes):
     ('break_it', 'message'),
     [
         (lambda f: (f / 'train/r_1.png').unlink(), '1 of 3 photographs .* are missing, the first is .*r_1.png'),
-        (lambda f: Image.new('RGBA', (7, 7)).save(f / 'train/r_1.png'), r'r_1\.png has 7 x 7 pixels, but r_0\.png has 12'),
+        (
+            lambda f: Image.new('RGBA', (7, 7)).save(f / 'train/r_1.png'),
+            r'r_1\.png has 7 x 7 pixels, but r_0\.png has 12',
+        ),
         (lambda f: (f / 'train/r_1.png').write_text('x'), 'is no image that Pillow can read'),
         (lambda f: break_json(f, matrix=lambda m: m[:, :3]), r'has shape \(4, 3\); it must be \(4, 4\)'),
         (lambda f: break_json(f, matrix=lambda m: m @ np.diag([1, 1, -1, 1])), 'is left-handed'),

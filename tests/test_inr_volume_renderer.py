@@ -34,7 +34,7 @@ def rays(number=None, side=24, seed=0):
 def test_a_true_field_gives_the_true_picture(samples):
     renderer = VolumeRenderer(samples=samples).eval()
     found = renderer.reconstruct(true_field, rays(side=48))
-    color, depth = SCENES['blocks'].trace(rays(side=48).reshape(-1, 6))
+    _, depth = SCENES['blocks'].trace(rays(side=48).reshape(-1, 6))
     solid = depth.isfinite().view(48, 48)
     assert (found['depth'] - depth.view(48, 48)).abs()[solid].median() < 1.2 / samples
     hit = found['opacity'] > 0.5
@@ -150,7 +150,9 @@ def test_densities_are_not_negative(density):
 
 def test_directions_are_given_where_they_are_asked_for():
     seen = []
-    VolumeRenderer(samples=3, directions=True).predict(lambda x: seen.append(x) or torch.zeros(*x.shape[:-1], 4), rays(5))
+    VolumeRenderer(samples=3, directions=True).predict(
+        lambda x: seen.append(x) or torch.zeros(*x.shape[:-1], 4), rays(5)
+    )
     assert seen[0].shape == (5, 3, 6)
     torch.testing.assert_close(seen[0][..., 3:].norm(dim=-1), torch.ones(5, 3))
     assert seen[0][..., :3].norm(dim=-1).max() <= 1 + 1e-5
@@ -174,7 +176,9 @@ def test_a_short_training_beats_the_nearest_picture():
     optimizer = torch.optim.Adam(field.parameters(), 1e-2)
     for _ in range(100):
         item = data[0]
-        loss = renderer.loss(renderer.predict(field, item['inputs'])[0], item['data_samples'].measurement)['loss_render']
+        loss = renderer.loss(renderer.predict(field, item['inputs'])[0], item['data_samples'].measurement)[
+            'loss_render'
+        ]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,14 +1,16 @@
 """The demo: make the data, then train, test, deploy and draw, all of it through the tools and the configs of configs/demo.
 
 What is done is skipped, and an interrupted training goes on from its last checkpoint. Everything lands in work_dirs/demo.
-The coordinate networks need no data: they fit a picture, and reconstruct a phantom from few X-ray views and from a part of its
-Fourier transform.
+The coordinate networks need no data: they fit a picture, reconstruct a phantom from few X-ray views and from a part of its
+Fourier transform, and a scene from pictures of it.
 
 Example:
     python tools/demo.py det        # a detector of mmext's parts beside the same one from stock parts
     python tools/demo.py seg        # a segmentor
     python tools/demo.py sagd       # the detector, trained with SA-GD
     python tools/demo.py inr        # coordinate networks: a picture, CT and MRI
+    python tools/demo.py views      # a scene from 24 pictures, seen from where no picture was taken
+    python tools/demo.py surface    # its surface from the same pictures, and depth from two photographs
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ METRICS = {
     'signal/baseline_PSNR': 'classical PSNR, dB',
     'signal/baseline_SSIM': 'classical SSIM',
     'signal/bpp': 'bits per pixel',
+    'signal/depth_error': 'depth error',
+    'signal/mask_IoU': 'mask IoU',
+    'stereo/EPE': 'disparity error, px',
+    'stereo/baseline_EPE': 'by block matching, px',
 }
 
 
@@ -89,6 +95,9 @@ SIGNAL: dict[str, Any] = dict(budget='max_iters', per_epoch=20)
 PICTURE = Job('picture', 'inr/picture_astronaut.py', **SIGNAL)
 CT = Job('ct', 'inr/ct_phantom.py', **SIGNAL)
 MRI = Job('mri', 'inr/mri_phantom.py', **SIGNAL)
+VIEWS = Job('views', 'inr/views_blocks.py', **SIGNAL)
+SURFACE = Job('surface', 'inr/surface_blocks.py', **SIGNAL)
+STEREO = Job('stereo', 'inr/stereo_motorcycle.py', **SIGNAL)
 
 
 @dataclass
@@ -291,6 +300,10 @@ def finish(name: str, task: Task, chain: Chain, results: dict[str, dict[str, flo
     trained = list(results)
     out = [] if task.predictions is None else ['--out', deployed / task.predictions, '--force']
     results[deployed.name] = chain.test(model.with_suffix('.py'), model, deployed / 'test', *out)
+    for tool, ending in task.films:
+        film = chain.work / f'{name}{ending}'
+        if not film.exists():
+            chain.tool(tool, *main_job.trained(chain.work), film)
     picture = chain.work / f'{name}.png'
     if task.scenes is None or task.predictions is None:
         stack([chain.work / job / 'test/pictures/test.png' for job in trained], picture)
@@ -311,18 +324,23 @@ class Task:
         predictions: Where its test writes what it predicts on the scenes; None where the jobs need no scenes and draw
             themselves.
         scenes: Reads these predictions, as pairs of drawings.
+        films: Tools that make a file of config and checkpoint of the main job, with its ending.
     """
 
     chains: list[list[Job]]
     predictions: str | None = None
     scenes: Callable[[Path], list[tuple[Path, Drawing, Drawing]]] | None = None
+    films: tuple[tuple[str, str], ...] = ()
 
 
+TURNING = ('tools/visualization/render_path.py', '.gif')
 TASKS = {
     'det': Task([[DIGITS, REFOCUS, DETECTOR], [STOCK_DIGITS, STOCK_DETECTOR]], 'predictions.pkl', boxes_of),
     'seg': Task([[DIGITS, REFOCUS, SEGMENTOR]], 'maps', maps_of),
     'sagd': Task([[DIGITS, REFOCUS, SAGD_DETECTOR]], 'predictions.pkl', boxes_of),
     'inr': Task([[MRI, PICTURE], [CT]]),
+    'views': Task([[VIEWS]], films=(TURNING,)),
+    'surface': Task([[SURFACE], [STEREO]], films=(TURNING,)),
 }
 
 

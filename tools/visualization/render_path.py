@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('out', type=Path, help='the film to write: .gif, .png (animated) or .webp')
     parser.add_argument('--frames', type=cli.positive, default=24, help='pictures of one round (default: 24)')
     parser.add_argument('--seconds', type=float, default=3.0, help='of one round (default: 3)')
-    parser.add_argument('--zoom', type=cli.positive, default=2, help='rows and columns a pixel is drawn with (default: 2)')
+    parser.add_argument(
+        '--zoom', type=cli.positive, default=2, help='rows and columns a pixel is drawn with (default: 2)'
+    )
     parser.add_argument(
         '--maps', nargs='+', default=['prediction'], help='prediction, depth, opacity, normal, side by side'
     )

@@ -1,13 +1,12 @@
-# The network and the rates of GARF for photographs (root=, scale=). Without root the views are those of an embedded scene. Ours
-# are even samples in the unit ball, where the authors space them evenly in inverse depth, and one schedule for all rates.
+# The network and the rates of GARF for photographs (root=, scale=). Without root the views are those of an embedded scene.
+# Ours are even samples in the unit ball, where the authors space them evenly in inverse depth, and one schedule for all
+# rates.
 _base_ = './gauss_64x4_2000_blocks-noise005.py'
 scene = dict(root=None, views=24, size=480)
 train_dataloader = dict(dataset=dict(rays=2048, **scene))
 val_dataloader = dict(dataset=scene)
 test_dataloader = dict(dataset=scene)
-features = dict(
-    type='mmext.LearnedFeatures', act_cfg=dict(type='mmext.GaussianActivation', scale=50**0.5, center=True)
-)
+features = dict(type='mmext.LearnedFeatures', act_cfg=dict(type='mmext.GaussianActivation', scale=50**0.5, center=True))
 model = dict(
     operator=dict(samples=128, eval_samples=128, density_scale=1.0, directions=True, hold=2000),
     network=dict(

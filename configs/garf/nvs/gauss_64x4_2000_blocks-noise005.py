@@ -3,7 +3,10 @@ _base_ = '../../inr/_base_/views-64_1400.py'
 train_dataloader = dict(dataset=dict(pose_noise=0.05, view_index=True))
 model = dict(
     operator=dict(type='mmext.PosedVolumeRenderer', views=24, samples=40, eval_samples=80),
-    network=dict(encoding=dict(_delete_=True, type='mmext.IdentityEncoding'), act_cfg=dict(type='mmext.GaussianActivation', scale=50**0.5)),
+    network=dict(
+        encoding=dict(_delete_=True, type='mmext.IdentityEncoding'),
+        act_cfg=dict(type='mmext.GaussianActivation', scale=50**0.5),
+    ),
 )
 custom_hooks = [
     dict(type='mmext.SignalHook'),

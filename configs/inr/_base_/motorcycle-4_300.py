@@ -1,6 +1,6 @@
 # Two photographs at a quarter of their size; every step sees all pixels.
 _base_ = './runtime.py'
-pair = dict(type='mmext.StereoDataset', scale=4)
+pair = dict(type='mmext.StereoDataset', size=125)
 train_dataloader = dict(dataset=pair)
 val_dataloader = dict(dataset=pair)
 test_dataloader = dict(dataset=pair)

@@ -1,5 +1,5 @@
-# Eight views, with both regularizations. Steps, weights and the annealing are our reading. With root= the views are NeRF's own:
-# indices=[26, 86, 2, 55, 75, 93, 16, 73] of the training views, as several papers have them.
+# Eight views, with both regularizations. Steps, weights and the annealing are our reading. With root= the views are NeRF's
+# own: indices=[26, 86, 2, 55, 75, 93, 16, 73] of the training views, as several papers have them.
 _base_ = '../../inr/_base_/views-400_200k.py'
 views = dict(views=8)
 train_dataloader = dict(dataset=dict(one_view=False, **views))

@@ -41,6 +41,8 @@ class MeasurementOperator(nn.Module):
         ValueError: If ``noise`` is negative, or ``loss`` is ``'bce'`` where not every position is measured by itself.
     """
 
+    #: Coordinates that the network must take, None for any number.
+    in_features: int | None = None
     #: Whether x is complex; the network then has a real and an imaginary part for each channel.
     complex_image = False
     #: Whether every position is measured by itself, so that a part of the positions can be trained on.

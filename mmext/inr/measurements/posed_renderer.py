@@ -69,10 +69,11 @@ class PosedVolumeRenderer(VolumeRenderer):
         index = coords[..., 6].long()
         if len(index) and int(index.max()) >= len(self.twist):
             raise ValueError(
-                f'PosedVolumeRenderer has {len(self.twist)} views, got a ray of view {int(index.max())}; set views to those of the '
-                'data set'
+                f'PosedVolumeRenderer has {len(self.twist)} views, got a ray of view {int(index.max())}; set views to the '
+                'number of the data set'
             )
         held = self.training and self.hold > 0 and self.step < self.hold
-        motion = (self.motions().detach() if held else self.motions())[index]
+        # Held, and yet with a gradient, which is zero.
+        motion = (rigid_motion(0 * self.twist) if held else self.motions())[index]
         origin = (motion[..., :3] @ coords[..., :3, None])[..., 0] + motion[..., 3]
         return torch.cat((origin, (motion[..., :3] @ coords[..., 3:6, None])[..., 0]), dim=-1)

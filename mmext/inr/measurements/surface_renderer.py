@@ -137,7 +137,9 @@ class SurfaceRenderer(VolumeRenderer):
                 distances = self._refine(field, rays, distances, 64.0 * 2**number, jitter)
         return [self.look(field, rays, distances, far, skip=skip)]
 
-    def look(self, field: Field, rays: Tensor, distances: Tensor, far: Tensor, skip: float = 0.0, **options: Any) -> Seen:
+    def look(
+        self, field: Field, rays: Tensor, distances: Tensor, far: Tensor, skip: float = 0.0, **options: Any
+    ) -> Seen:
         """Evaluate the field in the middle of sections, and weigh what is there."""
         lengths = section_lengths(distances, far)
         middle = distances + lengths / 2

@@ -192,7 +192,9 @@ class VolumeRenderer(MeasurementOperator):
         hit = (far > near).nonzero().squeeze(1)
         found: dict[str, Tensor] = {}
         for part in hit.split(self.chunk) if len(hit) else ():
-            for name, values in self._maps(self._march(field, rays[part], self.eval_samples, False, self.skip)[-1]).items():
+            for name, values in self._maps(
+                self._march(field, rays[part], self.eval_samples, False, self.skip)[-1]
+            ).items():
                 if name not in found:
                     found[name] = values.new_zeros(len(rays), *values.shape[1:])
                 found[name][part] = values
@@ -252,8 +254,8 @@ class VolumeRenderer(MeasurementOperator):
         values = at_least_float32(field(points, **options))
         if values.shape[-1] != self.field_values:
             raise ValueError(
-                f'{type(self).__name__} needs a field of {self.field_values} values, got {values.shape[-1]}; set out_features of the '
-                'network'
+                f'{type(self).__name__} needs a field of {self.field_values} values, got {values.shape[-1]}; set out_features '
+                'of the network'
             )
         return values
 
@@ -304,4 +306,4 @@ class VolumeRenderer(MeasurementOperator):
         return dict(prediction=color, opacity=opacity, depth=torch.where(opacity > 1e-3, depth, 0))
 
     def extra_repr(self) -> str:
-        return f'samples={self.samples}, eval_samples={self.eval_samples}, resamples={self.resamples}, density={self.density!r}'
+        return f'samples={self.samples}, eval_samples={self.eval_samples}, resamples={self.resamples}'

@@ -98,7 +98,9 @@ class WarpOperator(MeasurementOperator):
 
     def measure(self, image: Tensor) -> Tensor:
         """Refuse: a pair of photographs comes from the data set."""
-        raise ValueError('WarpOperator simulates no photographs; train on mmext.StereoDataset, which brings a pair of them')
+        raise ValueError(
+            'WarpOperator simulates no photographs; train on mmext.StereoDataset, which brings a pair of them'
+        )
 
     def predict(self, field: Field, coords: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return disparities as shares of the largest one, (H, W, 1)."""

@@ -17,7 +17,7 @@ from mmext.inr.networks.base import CoordNetwork, build_position_norm
 from mmext.norms.position_norm import PositionNorm
 from mmext.registry import MODELS
 
-__all__ = ['SDFField', 'SDFMLP', 'WeightNormLinear']
+__all__ = ['SDFMLP', 'SDFField', 'WeightNormLinear']
 
 
 class WeightNormLinear(nn.Linear):
@@ -115,7 +115,9 @@ class SDFMLP(CoordNetwork):
         if depth < 1:
             raise ValueError(f'SDFMLP needs one hidden layer at least, got {depth=}')
         if wrong := [layer for layer in skips if not 1 <= layer < depth]:
-            raise ValueError(f'SDFMLP has hidden layers 1 to {depth - 1} to skip to, got {wrong} in skips={tuple(skips)}')
+            raise ValueError(
+                f'SDFMLP has hidden layers 1 to {depth - 1} to skip to, got {wrong} in skips={tuple(skips)}'
+            )
         self.encoding: Any = MODELS.build(
             {'type': 'mmext.IdentityEncoding', 'in_features': in_features, **(encoding or {})}
         )

@@ -46,8 +46,6 @@ class PoseHook(Hook):
         >>> custom_hooks = [dict(type='mmext.PoseHook', refine=100)]
     """
 
-    # After the statistics of norms are frozen.
-    priority = 'VERY_LOW'
     serves_testing = True
 
     def __init__(self, refine: Natural = 100, lr: Positive = 1e-3) -> None:
@@ -88,7 +86,14 @@ class PoseHook(Hook):
     before_test_iter = before_val_iter
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Log what was measured."""
+        """Add what was measured to the metrics of the validation."""
+        self._log(runner, metrics, 'val')
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Add what was measured to the metrics of the test."""
+        self._log(runner, metrics, 'test')
+
+    def _log(self, runner: Runner, metrics: dict[str, float] | None, mode: str) -> None:
         unrefined = self._found.get('unrefined') or [float('nan')]
         found = {
             'pose/rotation': self._found['rotation'],
@@ -97,10 +102,8 @@ class PoseHook(Hook):
         }
         if metrics is not None:
             metrics.update(found)
-        text = ', '.join(f'{name} {value:.4f}' for name, value in found.items())
-        runner.logger.info(f'cameras after alignment: {text}')
-
-    after_test_epoch = after_val_epoch
+        for name, value in found.items():
+            runner.message_hub.update_scalar(f'{mode}/{name}', value)
 
     def _refined(self, model: Any, rays: Tensor, target: Tensor) -> Tensor:
         """Return the rays of the camera that shows its picture best."""

@@ -26,6 +26,9 @@ class ReconstructionMetric(BaseMetric):
     ``baseline_PSNR`` and ``baseline_SSIM`` where the samples have one, and ``bpp``; each the mean over the samples. See
     :func:`psnr` and :func:`ssim`; samples as :class:`mmext.SignalModel` predicts them.
 
+    Of rendered views also ``depth_error``, the median absolute error of the depth where the true mask is whole, and
+    ``mask_IoU``, the intersection over union of opacity and mask above one half.
+
     Args:
         collect_device: As in mmengine.
         prefix: Stands before the names, ``signal/PSNR`` by default.
@@ -61,7 +64,7 @@ def reconstruction_quality(sample: Any) -> dict[str, float]:
 
     Args:
         sample: A mapping or ``BaseDataElement`` with ``prediction`` (H, W, C), and where there are such, ``target`` and
-            ``baseline`` of the same shape and ``stored_bits``.
+            ``baseline`` of the same shape, ``stored_bits``, and ``mask``, ``opacity``, ``depth`` and ``true_depth`` (H, W).
     """
     result = {}
     prediction, target = sample.get('prediction'), sample.get('target')
@@ -70,6 +73,13 @@ def reconstruction_quality(sample: Any) -> dict[str, float]:
             image = image.clamp(0, 1)
             result[f'{prefix}PSNR'] = psnr(image, target)
             result[f'{prefix}SSIM'] = ssim(image, target)
+    mask, depth = sample.get('mask'), sample.get('true_depth')
+    if mask is not None and (opacity := sample.get('opacity')) is not None:
+        seen, solid = opacity > 0.5, mask > 0.5
+        result['mask_IoU'] = float((seen & solid).sum() / (seen | solid).sum().clamp_min(1))
+        whole = mask > 0.99
+        if depth is not None and whole.any():
+            result['depth_error'] = float((sample.get('depth') - depth).abs()[whole].median())
     if (bits := sample.get('stored_bits')) is not None:
         result['bpp'] = bits / prediction[..., 0].numel()
     return result

@@ -214,7 +214,9 @@ def _trace_terrain(rays: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ground_color(points: Tensor, top: float) -> Tensor:
-    stops = points.new_tensor(((0.16, 0.36, 0.2), (0.45, 0.55, 0.25), (0.76, 0.68, 0.42), (0.55, 0.36, 0.25), (0.97, 0.96, 0.94)))
+    stops = points.new_tensor(
+        ((0.16, 0.36, 0.2), (0.45, 0.55, 0.25), (0.76, 0.68, 0.42), (0.55, 0.36, 0.25), (0.97, 0.96, 0.94))
+    )
     low = float(_heights().min())
     place = ((points[:, 2] - low) / (top - low)).clamp(0, 1) * (len(stops) - 1)
     lower = place.long().clamp_max(len(stops) - 2)

@@ -96,6 +96,12 @@ class SignalModel(BaseModel):
             )
         if num_points is not None and num_points < 1:
             raise ValueError(f'SignalModel needs one position per step at least, got {num_points=}; None takes all')
+        taken = getattr(self.network, 'in_features', None)
+        if None not in (taken, self.operator.in_features) and taken != self.operator.in_features:
+            raise ValueError(
+                f'SignalModel with {type(self.operator).__name__} needs a network of {self.operator.in_features} coordinates, '
+                f'got in_features={taken}; positions are 3, and directions 3 more'
+            )
         values = getattr(self.network, 'out_features', 2)
         if self.operator.complex_image and values % 2:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmext.arguments import Positive, at_least, at_most
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.measurements.warp import match_blocks
 from mmext.inr.tasks.scenes import in_package, photograph
@@ -21,8 +22,8 @@ from mmext.registry import DATASETS, METRICS
 
 __all__ = ['StereoDataset', 'StereoMetric']
 
-#: Pixels that the largest disparity of the embedded pair is rounded up to.
-_LARGEST = 72
+#: Of the embedded pair, without its last column, and what its largest disparity in pixels is rounded up to.
+_ROWS, _COLUMNS, _LARGEST = 500, 740, 72
 
 
 @DATASETS.register_module()
@@ -33,8 +34,8 @@ class StereoDataset(Dataset):
     docstring of scikit-image says it the other way round.
 
     Args:
-        scale: The photographs are made that many times smaller; 2, 4, 5 or 10.
-        max_disparity: Disparities are shares of this, in pixels after scaling; 72 / scale by default.
+        size: Rows of the photographs, at most 500; 125 is a quarter.
+        max_disparity: Disparities are shares of this, in pixels of that size; 72 of 500 rows by default.
 
     Shape:
         ``inputs``, the grid (H, W, 2), and ``data_samples`` with ``measurement`` (H, W, 6), left and right, ``target``, the
@@ -45,15 +46,17 @@ class StereoDataset(Dataset):
         ImportError: If scikit-image is not installed.
 
     Example:
-        >>> StereoDataset(scale=10)[0]['data_samples'].measurement.shape
+        >>> StereoDataset(size=50)[0]['data_samples'].measurement.shape
         torch.Size([50, 74, 6])
     """
 
-    example = dict(scale=10)
+    example = dict(size=50)
 
-    def __init__(self, scale: Literal[1, 2, 4, 5, 10] = 4, max_disparity: float | None = None) -> None:
-        self.scale = scale
-        self.max_disparity = _LARGEST / scale if max_disparity is None else max_disparity
+    def __init__(
+        self, size: Annotated[int, at_least(8), at_most(_ROWS)] = 125, max_disparity: Positive | None = None
+    ) -> None:
+        self.size = (size, round(size * _COLUMNS / _ROWS))
+        self.max_disparity = _LARGEST * size / _ROWS if max_disparity is None else max_disparity
 
     def __len__(self) -> int:
         return 1
@@ -70,26 +73,25 @@ class StereoDataset(Dataset):
     @functools.cached_property
     def sample(self) -> BaseDataElement:
         """The one sample."""
-        left, right = (_smaller(photograph(f'motorcycle_{side}.png'), self.scale) for side in ('left', 'right'))
+        left, right = (self._smaller(photograph(f'motorcycle_{side}.png')) for side in ('left', 'right'))
         with np.load(in_package('skimage', 'data/motorcycle_disp.npz', 'scikit-image')) as file:
             true = torch.from_numpy(file['arr_0'].astype(np.float32))[None, None]
-        known = _smaller(true.isfinite().float(), self.scale)[..., 0]
-        mean = _smaller(torch.where(true.isfinite(), true, 0), self.scale)[..., 0] / known.clamp_min(1e-6)
-        mask = (known > 0.99).float()
+        known = self._smaller(true.isfinite().float())[..., 0]
+        mean = self._smaller(torch.where(true.isfinite(), true, 0))[..., 0] / known.clamp_min(1e-6)
+        mean = mean * self.size[1] / _COLUMNS
+        mask = (known > 0.5).float()
         matched = match_blocks(left, right, int(self.max_disparity))
         return BaseDataElement(
             metainfo=dict(signal='motorcycle', size=tuple(mask.shape), max_disparity=self.max_disparity),
             measurement=torch.cat((left, right), dim=-1),
-            target=(mask * mean / self.scale / self.max_disparity)[..., None],
+            target=(mask * mean / self.max_disparity)[..., None],
             mask=mask,
             baseline=matched[..., None] / self.max_disparity,
         )
 
-
-def _smaller(image: Tensor, scale: int) -> Tensor:
-    """Return means over blocks, (H, W, C) from (1, C, h, w)."""
-    height, width = (side // scale * scale for side in image.shape[2:])
-    return F.avg_pool2d(image[..., :height, :width], scale)[0].movedim(0, -1)
+    def _smaller(self, image: Tensor) -> Tensor:
+        """Return means over areas, (H, W, C) from (1, C, h, w)."""
+        return F.interpolate(image[..., :_COLUMNS], self.size, mode='area')[0].movedim(0, -1)
 
 
 @METRICS.register_module()

@@ -118,7 +118,13 @@ class ViewDataset(Dataset):
             side = 64 if size is None else size
             lens = simple_lens((side, side), math.radians(field_of_view))
             embedded = functools.partial(
-                _Embedded, scene=scene, views=views, radius=radius, size=(side, side), lens=lens, supersample=supersample
+                _Embedded,
+                scene=scene,
+                views=views,
+                radius=radius,
+                size=(side, side),
+                lens=lens,
+                supersample=supersample,
             )
             self._trained = embedded(tuple(map(float, range(views))))
             places = self._trained.places
@@ -127,7 +133,9 @@ class ViewDataset(Dataset):
                 places = tuple(k + 0.5 for k in range(held_out))
             if indices is not None:
                 if wrong := [k for k in indices if k >= len(places)]:
-                    raise UsageError(f'ViewDataset has {len(places)} views of this split, got indices={wrong}; leave them out')
+                    raise UsageError(
+                        f'ViewDataset has {len(places)} views of this split, got indices={wrong}; leave them out'
+                    )
                 places = tuple(places[k] for k in indices)
             if not places:
                 raise UsageError('ViewDataset needs one view at least, got indices=[]; leave it out for all')
@@ -175,7 +183,9 @@ class ViewDataset(Dataset):
         start = torch.atan2(centers[0, 1], centers[0, 0])
         for k in range(frames):
             angle = start + 2 * math.pi * k / frames
-            yield camera_rays(look_at(torch.stack((flat * angle.cos(), flat * angle.sin(), height))), self.size, self.lens)
+            yield camera_rays(
+                look_at(torch.stack((flat * angle.cos(), flat * angle.sin(), height))), self.size, self.lens
+            )
 
     def picture(self, index: int) -> Tensor:
         """Return a picture over the background, (H, W, 3), without noise."""
@@ -186,7 +196,9 @@ class ViewDataset(Dataset):
 
     def _generator(self, *key: int) -> torch.Generator:
         # Mixed, because near seeds give alike numbers in some generators.
-        mixed = functools.reduce(lambda a, b: (a * 6364136223846793005 + b + 1442695040888963407) % 2**63, key, self.seed)
+        mixed = functools.reduce(
+            lambda a, b: (a * 6364136223846793005 + b + 1442695040888963407) % 2**63, key, self.seed
+        )
         return torch.Generator().manual_seed(mixed)
 
     @property

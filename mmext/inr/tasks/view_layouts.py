@@ -107,9 +107,7 @@ def read_photographs(
     wanted = (height, width) if size is None else (size, max(round(width * size / height), 1))
     fx, fy, cx, cy = lens(width, height)
     across, down = wanted[1] / width, wanted[0] / height
-    return Photographs(
-        poses, paths, (fx * across, fy * down, cx * across, cy * down), wanted, _has_alpha(paths[0])
-    )
+    return Photographs(poses, paths, (fx * across, fy * down, cx * across, cy * down), wanted, _has_alpha(paths[0]))
 
 
 def check_poses(poses: Tensor, names: Sequence[str]) -> None:
@@ -174,8 +172,6 @@ def _opened(path: Path) -> Any:
         raise UsageError(f'{path} is no image that Pillow can read ({error}); save it as PNG or JPEG') from error
 
 
-
-
 # --- NeRF's synthetic data -----------------------------------------------------------------------------------------------
 
 _Lens = Callable[[int, int], Lens]
@@ -227,7 +223,9 @@ def _read_llff(root: Path) -> tuple[Tensor, list[Path], _Lens]:
     folder = next((f for f in (root / 'images', *sorted(root.glob('images_*'))) if f.is_dir()), root / 'images')
     paths = sorted(p for p in folder.glob('*') if p.suffix.lower() in _IMAGES)
     if len(paths) != len(table):
-        raise UsageError(f'{folder} has {len(paths)} photographs, but {file.name} has {len(table)} cameras; make them agree')
+        raise UsageError(
+            f'{folder} has {len(paths)} photographs, but {file.name} has {len(table)} cameras; make them agree'
+        )
     raw = torch.from_numpy(table[:, :15].reshape(-1, 3, 5))
     # Its axes are down, right and backward.
     poses = torch.stack((raw[..., 1], -raw[..., 0], raw[..., 2], raw[..., 3]), dim=-1)
