@@ -126,6 +126,10 @@ class SurfaceRenderer(VolumeRenderer):
             losses['loss_mask'] = self.mask_weight * F.binary_cross_entropy(opacity, measurement[..., 3].to(opacity))
         return losses
 
+    def solid(self, field: Field, points: Tensor, cell: float) -> Tensor:
+        """Return what of the field is a shape: minus the distance, (N,)."""
+        return -at_least_float32(field(points, only_distance=True))[..., 0]
+
     def _march(self, field: Field, rays: Tensor, samples: int, jitter: bool, skip: float = 0.0) -> list[Seen]:
         near, far = unit_ball(rays)
         # One offset for a whole ray, as the authors have it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -207,6 +208,20 @@ class VolumeRenderer(MeasurementOperator):
     def statistics_pass(self, field: Field, coords: Tensor) -> None:
         """Evaluate the field where training does."""
         self._march(field, self.world_rays(coords).flatten(0, -2), self.samples, False)
+
+    def solid(self, field: Field, points: Tensor, cell: float) -> Tensor:
+        """Return what of the field is a shape, positive where half of the light is absorbed in a cell, (N,)."""
+        toward = F.normalize(points, dim=-1)
+        values = self._at(field, points, -toward)
+        return self.densities(values) * cell - math.log(2)
+
+    def colors(self, field: Field, points: Tensor, normals: Tensor) -> Tensor:
+        """Return the colors of points, seen against their normals, (N, 3)."""
+        return self._at(field, points, -normals)[:, :3].sigmoid()
+
+    def _at(self, field: Field, points: Tensor, directions: Tensor) -> Tensor:
+        still = torch.zeros_like(points[:, :1])
+        return self.evaluate(field, torch.cat((points, directions), dim=-1), still)[:, 0]
 
     def world_rays(self, coords: Tensor) -> Tensor:
         """Return the rays that an item's coordinates mean, (..., 6)."""

@@ -29,11 +29,15 @@ class Scene:
 
     Args:
         trace: From rays (n, 6) to color (n, 3) and depth (n), which is infinite where nothing is hit.
-        inside: From points (..., 3) to whether they are in the solid, (...).
+        level: From points (..., 3) to a continuous function that is negative in the solid alone, (...).
     """
 
     trace: Callable[[Tensor], tuple[Tensor, Tensor]]
-    inside: Callable[[Tensor], Tensor]
+    level: Callable[[Tensor], Tensor]
+
+    def inside(self, points: Tensor) -> Tensor:
+        """Return whether points (..., 3) are in the solid, (...)."""
+        return self.level(points) < 0
 
 
 @functools.cache
@@ -235,6 +239,6 @@ def _ground_color(points: Tensor, top: float) -> Tensor:
 
 #: The scenes by name.
 SCENES = {
-    'blocks': Scene(_trace_blocks, lambda points: block_distance(points) < 0),
-    'terrain': Scene(_trace_terrain, lambda points: _above_ground(points) < 0),
+    'blocks': Scene(_trace_blocks, block_distance),
+    'terrain': Scene(_trace_terrain, _above_ground),
 }
