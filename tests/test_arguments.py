@@ -103,7 +103,14 @@ def outputs(name, built, arguments):
     if kind == 'heads' and isinstance(channels, tuple):
         return built([torch.randn(2, c, 4, 4) for c in channels])
     if isinstance(built, CoordNetwork) and not hasattr(built, 'set_signal'):
-        return built(coordinate_grid(6, 5))
+        return built(coordinate_grid(6, 5) if built.in_features == 2 else torch.rand(6, 5, built.in_features))
+    if isinstance(built, MeasurementOperator) and not built.simulates:
+        # What it evaluates where the network would: of rays six numbers, of a picture its grid.
+        values = getattr(built, 'field_values', 1)
+        coords = (
+            torch.tensor([[0.1, 0.2, 3.0, 0.0, 0.0, -1.0]]) if hasattr(built, 'world_rays') else torch.zeros(3, 4, 2)
+        )
+        return built.predict(lambda points, **_: 0.1 * torch.ones(*points.shape[:-1], values), coords)[0]
     if isinstance(built, MeasurementOperator):
         return built.measure(torch.rand(16, 16, 1))
     if kind == 'inr' and name.endswith('Activation'):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmext.arguments import Count, NonNegative, Repeats, Share, at_least
+from mmext.arguments import Count, NonNegative, Repeats, Share, at_least, at_most
 from mmext.inr.measurements.operators import Field
 from mmext.inr.measurements.rays import resample, section_lengths, unit_ball
 from mmext.inr.measurements.volume_renderer import Seen, VolumeRenderer
@@ -88,7 +88,7 @@ class SurfaceRenderer(VolumeRenderer):
         self,
         samples: Repeats = 64,
         eval_samples: Repeats | None = None,
-        rounds: Annotated[int, at_least(0)] = 0,
+        rounds: Annotated[int, at_least(0), at_most(64)] = 0,
         eikonal: NonNegative = 0.1,
         mask_weight: NonNegative = 0.1,
         settle: Annotated[int, at_least(0)] = 0,

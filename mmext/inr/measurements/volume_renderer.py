@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmext.arguments import Count, NonNegative, Positive, Repeats, Share, at_least
+from mmext.arguments import Count, NonNegative, Positive, Repeats, Share, at_least, at_most
 from mmext.inr.measurements.operators import Field, MeasurementOperator
 from mmext.inr.measurements.rays import ray_weights, resample, section_lengths, spaced, stratified, unit_ball
 from mmext.numerics import at_least_float32
@@ -105,7 +105,7 @@ class VolumeRenderer(MeasurementOperator):
         self,
         samples: Repeats = 64,
         eval_samples: Repeats | None = None,
-        resamples: Annotated[int, at_least(0)] = 0,
+        resamples: Annotated[int, at_least(0), at_most(2**12)] = 0,
         density: Literal['softplus', 'relu', 'exp'] = 'softplus',
         density_scale: Positive = 10.0,
         background: Share = 1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,9 @@ __all__ = ['FieldPair', 'LearnedFeatures', 'MultiInputMLP', 'RadianceMLP', 'RayE
 
 @MODELS.register_module()
 class RayEncoding(nn.Module):
-    """Encoded positions beside encoded directions (ours).
+    """Encoded positions beside encoded directions.
+
+    What NeRF's head and :class:`MultiInputMLP` are given, see there.
 
     Args:
         position: Config of the encoding of the first three coordinates, None for themselves.
@@ -130,7 +133,7 @@ class RadianceMLP(CoordNetwork):
         in_features: Count = 6,
         width: Count = 256,
         depth: Few = 8,
-        skips: tuple[int, ...] | list[int] = (5,),
+        skips: Sequence[int] = (5,),
         view_width: Count = 128,
         view_depth: Few = 1,
         encoding: Cfg | None = dict(type='mmext.PositionalEncoding', num_octaves=10),  # noqa: B006

@@ -25,7 +25,7 @@ _RAYS = 512
 
 @HOOKS.register_module()
 class PoseHook(Hook):
-    """Measures learned cameras, and brings held-out views into the world that they have made up (ours, after GARF).
+    """Measures learned cameras, and brings held-out views into the world that they have made up.
 
     A scene whose cameras are learned may be moved, turned and scaled as a whole. Before a validation or test the similarity
     is found that takes the true camera centers to the learned ones. Held-out views are moved by it. Then each camera is

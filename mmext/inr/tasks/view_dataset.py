@@ -246,8 +246,8 @@ class ViewDataset(Dataset):
             if not (unit_ball(camera_rays(pose, (8, 8), _smaller(self.lens, self.size, (8, 8))))[1] > 0).any():
                 where = ', '.join(f'{v:.3g}' for v in pose[:, 3].tolist())
                 raise UsageError(
-                    f'view {index} of {self.name} at ({where}) does not see the unit ball, in which the scene must lie; set '
-                    'scale so that it does, or leave the view out by indices'
+                    f'ViewDataset has a camera, view {index} of {self.name} at ({where}), that does not see the unit ball, in '
+                    'which the scene must lie; change radius, scale or pose_noise, or leave the view out by indices'
                 )
 
     # --- tests -----------------------------------------------------------------------------------------------------------

@@ -80,8 +80,8 @@ def read_photographs(
             poses, paths, lens = _read_colmap(root, folder)
         else:
             raise UsageError(
-                f'{root} has neither transforms_{split}.json (NeRF), poses_bounds.npy (LLFF) nor sparse/0 (COLMAP); name the '
-                'folder that holds one of them'
+                f'ViewDataset finds no cameras in root={str(root)!r}: neither transforms_{split}.json (NeRF), '
+                'poses_bounds.npy (LLFF) nor sparse/0 (COLMAP); name the folder that holds one of them'
             )
         held = [(k % _HELD_OUT == 0) == (split != 'train') for k in range(len(paths))]
         poses, paths = poses[torch.tensor(held)], [p for p, mine in zip(paths, held, strict=True) if mine]
