@@ -8,7 +8,9 @@ Medians of thread CPU time, contenders in turns in one process, each compared wi
   against batch norm;
 - fold: Conv-INR 32 x 10 on 256 x 256, folded from each re-parameterization, against the plain network of that form;
 - eval: the 28 x 10 perceptron with frozen statistics on 512 x 512, and with its norms fused, against the one without norms;
-- radon: forward and backward of mmext.RadonOperator on 256 x 256, against sampling a rotated image for each view.
+- radon: forward and backward of mmext.RadonOperator on 256 x 256, against sampling a rotated image for each view;
+- views: a training step and a rendered picture of a scene, mmext.VolumeRenderer against the loop that one writes down first,
+  with the same perceptron 64 x 4.
 
 The allocator is told to keep the pages that it has: where glibc returns them after a step and takes them again in the next one
 is a matter of luck, which made up to a third of a step for one network and nothing for another, and changed from run to run.
@@ -30,7 +32,16 @@ from torch import Tensor, nn
 
 from mmext.analysis.timing import Report, check, interleave, main
 from mmext.folding import fold
-from mmext.inr import ConvINR, CoordMLP, coordinate_grid
+from mmext.inr import (
+    ConvINR,
+    CoordMLP,
+    ViewDataset,
+    VolumeRenderer,
+    block_distance,
+    coordinate_grid,
+    resample,
+    unit_ball,
+)
 from mmext.registry import MODELS
 
 NORMS = {'BN': 'BN', 'LN': 'LN', 'GN': 'mmext.GlobalNorm', 'CN': 'mmext.CrossNorm'}
@@ -157,7 +168,91 @@ def rotated_sums(image: Tensor, views: int) -> Tensor:
     return F.grid_sample(maps, grid, align_corners=True).sum(2).movedim(1, -1) / side
 
 
-SECTIONS = {'train': train, 'fold': folded, 'eval': evaluate, 'radon': radon}
+def views(report: Report, rounds: int) -> None:
+    """Training steps and pictures of fields of color and density."""
+    data, network = ViewDataset(), solid_field()
+    item = data[0]
+    rays, colors = item['inputs'], item['data_samples'].measurement[:, :3]
+    for name, samples, resamples, target in (('48 even samples', 48, 0, 0.9), ('32 samples and 64 more', 32, 64, 1.2)):
+        renderer = VolumeRenderer(samples=samples, resamples=resamples)
+
+        def ours(renderer: VolumeRenderer = renderer) -> None:
+            network.zero_grad()
+            renderer.loss(renderer.predict(network, rays)[0], item['data_samples'].measurement)[
+                'loss_render'
+            ].backward()
+
+        def theirs(samples: int = samples, resamples: int = resamples) -> None:
+            network.zero_grad()
+            passes = plain_loop(network, rays, samples, resamples)
+            sum((pixels - colors).square().mean() for pixels in passes).backward()
+
+        times = interleave({'ours': ours, 'theirs': theirs}, rounds)
+        report.ratio(f'training step, 512 rays, {name}, against a plain loop', times['ours'], times['theirs'], target)
+        for contender, spent in times.items():
+            report.add(f'  rays per second, {contender}', len(rays) / spent['median'] * 1e3, None, True)
+
+    network.eval()
+    renderer = VolumeRenderer(samples=96).eval()
+    view = ViewDataset(split='test')[0]['inputs']
+    pixels = [partial(renderer.reconstruct, network, view), partial(plain_picture, network, view)]
+    check('rendering', pixels[0]()['prediction'], pixels[1]().double(), 1e-2)
+    times = interleave(dict(zip(('ours', 'theirs'), pixels, strict=True)), rounds)
+    report.ratio('rendering 64 x 64, 96 samples, against a plain loop', times['ours'], times['theirs'], 1.5)
+    for contender, spent in times.items():
+        report.add(f'  rays per second, {contender}', view[..., 0].numel() / spent['median'] * 1e3, None, True)
+
+
+def solid_field() -> nn.Module:
+    """Return a field that is about as transparent and as opaque as a trained one: fitted to the solids of a scene."""
+    encoding = dict(type='mmext.PositionalEncoding', num_octaves=6)
+    network = CoordMLP(in_features=3, out_features=4, width=64, depth=4, encoding=encoding)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(300):
+        points = 2 * torch.rand(2048, 3) - 1
+        raw = (-100 * block_distance(points)).clamp(-8, 8)
+        optimizer.zero_grad()
+        (network(points)[:, 3] - raw).square().mean().backward()
+        optimizer.step()
+    return network
+
+
+def plain_loop(network: nn.Module, rays: Tensor, samples: int, resamples: int = 0) -> list[Tensor]:
+    """Return the colors of both passes, as one writes rendering down first: everything with gradient, by cumprod."""
+    near, far = (bound[:, None] for bound in unit_ball(rays))
+    distances = near + (far - near) * (torch.arange(samples) + torch.rand(len(rays), samples)) / samples
+    found = []
+    for last in (True,) if not resamples else (False, True):
+        points = rays[:, None, :3] + distances[..., None] * rays[:, None, 3:]
+        values = network(points.reshape(-1, 3)).view(*distances.shape, 4)
+        lengths = torch.cat((distances[:, 1:], far), dim=1) - distances
+        alpha = 1 - torch.exp(-10 * F.softplus(values[..., 3] - 1) * lengths)
+        passed = torch.cumprod(torch.cat((torch.ones(len(rays), 1), 1 - alpha + 1e-10), dim=1), dim=1)[:, :-1]
+        weights = alpha * passed
+        found.append((weights[..., None] * values[..., :3].sigmoid()).sum(1) + 1 - weights.sum(1, keepdim=True))
+        if not last:
+            edges = near + (far - near) * torch.linspace(0, 1, samples + 1)
+            distances = torch.cat((distances, resample(edges, weights, resamples, True)), dim=1).sort(1).values
+    return found
+
+
+@torch.no_grad()
+def plain_picture(network: nn.Module, view: Tensor, samples: int = 96) -> Tensor:
+    """Render a picture with all samples of all rays."""
+    rays = view.reshape(-1, 6)
+    near, far = (bound[:, None] for bound in unit_ball(rays))
+    distances = near + (far - near) * (torch.arange(samples) + 0.5) / samples
+    found = []
+    for part, t, end in zip(rays.split(4096), distances.split(4096), far.split(4096), strict=True):
+        values = network(part[:, None, :3] + t[..., None] * part[:, None, 3:])
+        alpha = 1 - torch.exp(-10 * F.softplus(values[..., 3] - 1) * (torch.cat((t[:, 1:], end), dim=1) - t))
+        passed = torch.cumprod(torch.cat((torch.ones(len(part), 1), 1 - alpha + 1e-10), dim=1), dim=1)[:, :-1]
+        weights = alpha * passed
+        found.append((weights[..., None] * values[..., :3].sigmoid()).sum(1) + 1 - weights.sum(1, keepdim=True))
+    return torch.cat(found).view(*view.shape[:2], 3)
+
+
+SECTIONS = {'train': train, 'fold': folded, 'eval': evaluate, 'radon': radon, 'views': views}
 
 
 if __name__ == '__main__':

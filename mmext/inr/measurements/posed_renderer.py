@@ -49,14 +49,9 @@ class PosedVolumeRenderer(VolumeRenderer):
     example = dict(views=3, samples=4)
 
     def __init__(self, views: Count = 24, hold: Natural = 0, **kwargs: Any) -> None:
-        self.hold = hold
         super().__init__(**kwargs)
+        self.hold = hold
         self.twist = nn.Parameter(torch.zeros(views, 6))
-
-    @property
-    def counts_steps(self) -> bool:
-        """Whether something changes with the number of steps."""
-        return super().counts_steps or self.hold > 0
 
     def motions(self) -> Tensor:
         """Return the motions of all cameras, (V, 3, 4)."""

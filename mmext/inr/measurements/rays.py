@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    'Jitter',
     'Lens',
     'camera_rays',
     'composite',
@@ -30,6 +31,8 @@ __all__ = [
 
 #: Focal lengths fx, fy and principal point cx, cy, in pixels.
 Lens = tuple[float, float, float, float]
+#: Whether something is drawn, and by which generator if not by torch's own.
+Jitter = bool | torch.Generator
 _GOLDEN_ANGLE = math.pi * (3 - 5**0.5)
 
 
@@ -115,19 +118,26 @@ def unit_ball(rays: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(hit, (middle - half).clamp_min(0), 0), far
 
 
-def stratified(near: Tensor, far: Tensor, samples: int, jitter: bool = False) -> Tensor:
+def stratified(near: Tensor, far: Tensor, samples: int, jitter: Jitter = False) -> Tensor:
     """Return one distance in each of ``samples`` equal cells from ``near`` to ``far``, (..., S).
 
     Args:
         near: (...).
         far: (...).
         samples: S.
-        jitter: Draw it evenly in its cell; otherwise it is the middle.
+        jitter: Draw it evenly in its cell, by a generator if one is given; otherwise it is the middle.
     """
-    shape = (*near.shape, samples)
-    share = torch.rand(shape, dtype=near.dtype, device=near.device) if jitter else near.new_full((), 0.5)
+    share = drawn(near, (*near.shape, samples), jitter)
     cells = torch.arange(samples, dtype=near.dtype, device=near.device)
     return near[..., None] + (far - near)[..., None] * ((cells + share) / samples)
+
+
+def drawn(like: Tensor, shape: tuple[int, ...], jitter: Jitter) -> Tensor:
+    """Return even draws from [0, 1), or one half for all, see :func:`stratified`."""
+    if jitter is False:
+        return like.new_full((), 0.5)
+    generator = jitter if isinstance(jitter, torch.Generator) else None
+    return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def spaced(near: Tensor, far: Tensor, samples: int) -> Tensor:
@@ -136,7 +146,7 @@ def spaced(near: Tensor, far: Tensor, samples: int) -> Tensor:
     return near[..., None] + (far - near)[..., None] * share
 
 
-def resample(edges: Tensor, weights: Tensor, samples: int, jitter: bool = False, eps: float = 1e-4) -> Tensor:
+def resample(edges: Tensor, weights: Tensor, samples: int, jitter: Jitter = False, eps: float = 1e-4) -> Tensor:
     r"""Return distances that are distributed as weights over cells, (..., M), in ascending order; no gradient flows.
 
     The density within a cell is even. The draws are evenly spaced in the inverse of the distribution function.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmext.arguments import Count, NonNegative, Repeats, Share, at_least, at_most
 from mmext.inr.measurements.operators import Field
-from mmext.inr.measurements.rays import resample, section_lengths, unit_ball
+from mmext.inr.measurements.rays import Jitter, drawn, resample, section_lengths, unit_ball
 from mmext.inr.measurements.volume_renderer import Seen, VolumeRenderer
 from mmext.numerics import at_least_float32
 from mmext.registry import MODELS
@@ -99,19 +99,14 @@ class SurfaceRenderer(VolumeRenderer):
         skip: Share = 1e-3,
         chunk: Count = 2048,
     ) -> None:
-        self.settle = settle
         super().__init__(
             samples, eval_samples, background=background, loss=loss, directions=directions, skip=skip, chunk=chunk
         )
+        self.settle = settle
         self.rounds = rounds
         self.eikonal = eikonal
         self.mask_weight = mask_weight
         self.log_sharpness = nn.Parameter(torch.tensor(float(sharpness)))
-
-    @property
-    def counts_steps(self) -> bool:
-        """Whether something changes with the number of steps."""
-        return self.settle > 0
 
     @property
     def sharpness(self) -> Tensor:
@@ -130,10 +125,10 @@ class SurfaceRenderer(VolumeRenderer):
         """Return what of the field is a shape: minus the distance, (N,)."""
         return -at_least_float32(field(points, only_distance=True))[..., 0]
 
-    def _march(self, field: Field, rays: Tensor, samples: int, jitter: bool, skip: float = 0.0) -> list[Seen]:
+    def _march(self, field: Field, rays: Tensor, samples: int, jitter: Jitter, skip: float = 0.0) -> list[Seen]:
         near, far = unit_ball(rays)
         # One offset for a whole ray, as the authors have it.
-        share = torch.rand_like(near[:, None]) if jitter else 0.5
+        share = drawn(near, (len(near), 1), jitter)
         cells = torch.arange(samples, dtype=near.dtype, device=near.device)
         distances = near[:, None] + (far - near)[:, None] * ((cells + share) / samples)
         with torch.no_grad():
@@ -184,7 +179,7 @@ class SurfaceRenderer(VolumeRenderer):
         points = rays[:, None, :3] + distances[..., None] * rays[:, None, 3:6]
         return at_least_float32(field(points, only_distance=True))[..., 0]
 
-    def _refine(self, field: Field, rays: Tensor, distances: Tensor, sharpness: float, jitter: bool) -> Tensor:
+    def _refine(self, field: Field, rays: Tensor, distances: Tensor, sharpness: float, jitter: Jitter) -> Tensor:
         """Add 16 samples where a surface of this sharpness would be seen."""
         found = self._distances(field, rays, distances)
         lengths = distances.diff(dim=-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmext.arguments import Count, NonNegative, Positive, Repeats, Share, at_least, at_most
 from mmext.inr.measurements.operators import Field, MeasurementOperator
-from mmext.inr.measurements.rays import ray_weights, resample, section_lengths, spaced, stratified, unit_ball
+from mmext.inr.measurements.rays import Jitter, ray_weights, resample, section_lengths, spaced, stratified, unit_ball
 from mmext.numerics import at_least_float32
 from mmext.registry import MODELS
 
@@ -135,13 +135,7 @@ class VolumeRenderer(MeasurementOperator):
         self.last_interval: Literal['far', 'inf'] = last_interval
         self.skip = skip
         self.chunk = chunk
-        # Counted here, because a schedule of the samples must go on where a run is resumed.
-        self.register_buffer('step', torch.zeros((), dtype=torch.long) if self.counts_steps else None)
-
-    @property
-    def counts_steps(self) -> bool:
-        """Whether something changes with the number of steps."""
-        return self.anneal is not None
+        self.register_buffer('step', torch.zeros((), dtype=torch.long))
 
     # --- what the frame asks ---------------------------------------------------------------------------------------------
 
@@ -156,8 +150,12 @@ class VolumeRenderer(MeasurementOperator):
 
         It is (n, 4), color and opacity, or (2, n, 4) where a coarse network is trained, too.
         """
-        passes = self._march(field, self.world_rays(coords).flatten(0, -2), self.samples, self.training)
-        if self.training and self.counts_steps:
+        jitter: Jitter = False
+        if self.training:
+            # Drawn by the number of the step, so that a resumed run goes on as one that never stopped.
+            jitter = torch.Generator(coords.device).manual_seed(int(self.step))
+        passes = self._march(field, self.world_rays(coords).flatten(0, -2), self.samples, jitter)
+        if self.training:
             self.step += 1
         pixels = [seen.pixels(self.background) for seen in passes]
         return pixels[0] if len(pixels) == 1 else torch.stack(pixels), passes[-1].penalties
@@ -229,7 +227,7 @@ class VolumeRenderer(MeasurementOperator):
 
     # --- along the rays --------------------------------------------------------------------------------------------------
 
-    def _march(self, field: Field, rays: Tensor, samples: int, jitter: bool, skip: float = 0.0) -> list[Seen]:
+    def _march(self, field: Field, rays: Tensor, samples: int, jitter: Jitter, skip: float = 0.0) -> list[Seen]:
         """Return what is seen along rays, (n, 6): of the last pass, and of a coarse one before it that is trained."""
         near, far = self.bounds(rays)
         distances = stratified(near, far, samples, jitter)

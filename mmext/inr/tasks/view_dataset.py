@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from mmengine.dist import get_dist_info
 from mmengine.structures import BaseDataElement
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from mmext.arguments import Count, Few, Natural, NonNegative, Positive, Repeats, Seed, Share, above, below
 from mmext.errors import UsageError
@@ -26,15 +25,16 @@ __all__ = ['ViewDataset']
 
 #: Rays that the statistics of norms are measured on.
 _STATISTICS = 2048
+_STEPS = 1_000_000
 
 
 @DATASETS.register_module()
 class ViewDataset(Dataset):
     r"""Views of one scene in the unit ball: rays for training, whole held-out pictures for testing (ours).
 
-    Training has one item, whose rays are drawn anew each time: pixels of all views, or of one. Rays that miss the unit ball
-    show nothing but the background, and are not drawn. A test has one item for each held-out view. Views are split by
-    cameras, never by pixels.
+    Training has an item for each of a million steps. Its rays are drawn by the number of the item: pixels of all views, or of
+    one. Rays that miss the unit ball show nothing but the background, and are not drawn. A test has one item for each
+    held-out view. Views are split by cameras, never by pixels.
 
     Args:
         scene: An embedded scene: ``'blocks'``, solids with photographs of scikit-image on them, or ``'terrain'``, measured
@@ -149,22 +149,16 @@ class ViewDataset(Dataset):
             motion = pose_noise * torch.randn(len(self.poses), 6, generator=self._generator(2))
             self.given_poses = rigid_motion(motion.double()).float() @ _homogeneous(self.poses)
         self._see_the_scene()
-        self._drawn = 0
 
     def __len__(self) -> int:
-        return 1 if self.training else len(self.poses)
+        # Not one item: a resumed run asks for those that it has not had, in whatever process they are made.
+        return _STEPS if self.training else len(self.poses)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f'ViewDataset has {len(self)} items, got the index {index}')
-        if not self.training:
-            return self._picture_item(index % len(self))
-        # What others draw at the same time, in other processes and workers, must differ.
-        worker, (rank, world) = get_worker_info(), get_dist_info()
-        workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        number = (self._drawn * workers + worker_id) * world + rank
-        self._drawn += 1
-        return self._draw(self.rays, self._generator(0, number))
+        index %= len(self)
+        return self._draw(self.rays, self._generator(0, index)) if self.training else self._picture_item(index)
 
     def statistics_sample(self) -> Tensor:
         """Return rays of training for the statistics of norms: the same each time, whatever else was drawn."""
