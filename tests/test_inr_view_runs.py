@@ -74,7 +74,7 @@ def test_is_deployed_and_filmed(config, tmp_path):
     before = test([path, checkpoint, '--work-dir', str(tmp_path / 'a')])
     after = test([str(out.with_suffix('.py')), str(out), '--work-dir', str(tmp_path / 'b')])
     assert after['signal/PSNR'] == pytest.approx(before['signal/PSNR'], abs=1e-2)
-    film = runpy.run_path(str(ROOT / 'tools/visualization/render_path.py'))['main']
+    film = runpy.run_path(str(ROOT / 'tools/visualization/render_path_inr.py'))['main']
     for ending in ('gif', 'png'):
         target = tmp_path / f'turning.{ending}'
         film([path, checkpoint, str(target), '--frames', '3', '--maps', 'prediction', 'depth', '--zoom', '2'])

@@ -333,7 +333,7 @@ class Task:
     films: tuple[tuple[str, str], ...] = ()
 
 
-TURNING = ('tools/visualization/render_path.py', '.gif')
+TURNING = ('tools/visualization/render_path_inr.py', '.gif')
 TASKS = {
     'det': Task([[DIGITS, REFOCUS, DETECTOR], [STOCK_DIGITS, STOCK_DETECTOR]], 'predictions.pkl', boxes_of),
     'seg': Task([[DIGITS, REFOCUS, SEGMENTOR]], 'maps', maps_of),

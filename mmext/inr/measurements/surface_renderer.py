@@ -123,7 +123,7 @@ class SurfaceRenderer(VolumeRenderer):
 
     def solid(self, field: Field, points: Tensor, cell: float) -> Tensor:
         """Return what of the field is a shape: minus the distance, (N,)."""
-        return -at_least_float32(field(points, only_distance=True))[..., 0]
+        return torch.minimum(-at_least_float32(field(points, only_distance=True))[..., 0], 1 - points.norm(dim=-1))
 
     def _march(self, field: Field, rays: Tensor, samples: int, jitter: Jitter, skip: float = 0.0) -> list[Seen]:
         near, far = unit_ball(rays)

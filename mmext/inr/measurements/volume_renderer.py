@@ -209,9 +209,9 @@ class VolumeRenderer(MeasurementOperator):
 
     def solid(self, field: Field, points: Tensor, cell: float) -> Tensor:
         """Return what of the field is a shape, positive where half of the light is absorbed in a cell, (N,)."""
-        toward = F.normalize(points, dim=-1)
-        values = self._at(field, points, -toward)
-        return self.densities(values) * cell - math.log(2)
+        values = self._at(field, points, -F.normalize(points, dim=-1))
+        # The scene ends where the unit ball does.
+        return torch.minimum(self.densities(values) * cell - math.log(2), 1 - points.norm(dim=-1))
 
     def colors(self, field: Field, points: Tensor, normals: Tensor) -> Tensor:
         """Return the colors of points, seen against their normals, (N, 3)."""

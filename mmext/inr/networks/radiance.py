@@ -135,7 +135,7 @@ class RadianceMLP(CoordNetwork):
         depth: Few = 8,
         skips: Sequence[int] = (5,),
         view_width: Count = 128,
-        view_depth: Few = 1,
+        view_depth: Repeats = 1,
         encoding: Cfg | None = dict(type='mmext.PositionalEncoding', num_octaves=10),  # noqa: B006
         view_encoding: Cfg | None = dict(type='mmext.PositionalEncoding', num_octaves=4),  # noqa: B006
         act_cfg: Cfg = dict(type='ReLU'),  # noqa: B006

@@ -109,6 +109,8 @@ class ViewDataset(Dataset):
         self.view_index = view_index
         self.seed = seed
         self.name = scene if root is None else str(root)
+        #: Of an embedded scene, negative in the solid alone.
+        self.level = SCENES[scene].level if root is None else None
         self._views: Any
         if root is not None:
             read = functools.partial(read_photographs, Path(root), size=size, scale=scale)
