@@ -11,7 +11,7 @@ from mmext.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 train = runpy.run_path(str(ROOT / 'tools/train.py'))['main']
-test = runpy.run_path(str(ROOT / 'tools/test.py'))['main']
+evaluate = runpy.run_path(str(ROOT / 'tools/test.py'))['main']
 
 TINY = """
 _base_ = '{root}/configs/{config}.py'
@@ -22,6 +22,7 @@ test_dataloader = dict(dataset=dict(held_out=1, **scene))
 train_cfg = dict(max_iters=4, val_interval=4)
 default_hooks = dict(checkpoint=dict(interval=2))
 log_level = 'WARNING'
+param_scheduler = None
 model = dict({model})
 """
 RUNS = {
@@ -51,7 +52,7 @@ def config(tmp_path):
 def test_trains_tests_and_resumes_as_if_never_stopped(name, config, tmp_path):
     path = config(name)
     whole = train([path, '--work-dir', str(tmp_path / 'whole')])
-    metrics = test([path, str(tmp_path / 'whole/iter_4.pth'), '--work-dir', str(tmp_path / 'test')])
+    metrics = evaluate([path, str(tmp_path / 'whole/iter_4.pth'), '--work-dir', str(tmp_path / 'test')])
     logged = whole.message_hub.get_scalar('val/signal/PSNR').current()
     assert metrics['signal/PSNR'] == pytest.approx(logged, abs=1e-4)
     assert {'signal/depth_error', 'signal/mask_IoU', 'signal/baseline_PSNR'} <= set(metrics)
@@ -71,8 +72,8 @@ def test_is_deployed_and_filmed(config, tmp_path):
     train([path, '--work-dir', str(tmp_path / 'run')])
     checkpoint, out = str(tmp_path / 'run/iter_4.pth'), tmp_path / 'deployed/model.pth'
     runpy.run_path(str(ROOT / 'tools/deploy.py'))['main']([path, checkpoint, str(out), '--fuse-bn'])
-    before = test([path, checkpoint, '--work-dir', str(tmp_path / 'a')])
-    after = test([str(out.with_suffix('.py')), str(out), '--work-dir', str(tmp_path / 'b')])
+    before = evaluate([path, checkpoint, '--work-dir', str(tmp_path / 'a')])
+    after = evaluate([str(out.with_suffix('.py')), str(out), '--work-dir', str(tmp_path / 'b')])
     assert after['signal/PSNR'] == pytest.approx(before['signal/PSNR'], abs=1e-2)
     film = runpy.run_path(str(ROOT / 'tools/visualization/render_path_inr.py'))['main']
     for ending in ('gif', 'png'):
