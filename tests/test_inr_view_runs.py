@@ -4,7 +4,6 @@ import runpy
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from mmext.errors import UsageError
