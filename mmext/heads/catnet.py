@@ -110,7 +110,7 @@ class HierarchicalRoIExtractor(BaseModule):
             )
         if roi_scale_factor is not None:
             rois = self.pooling.roi_rescale(rois, roi_scale_factor)
-        size = self.roi_layers[0].output_size
+        size: Any = self.roi_layers[0].output_size
         pooled = feats[0].new_zeros(len(rois), self.out_channels, *size)
         levels = range(self.num_inputs)
         for i in levels if self.direction == 'bottom_up' else reversed(levels):

@@ -118,14 +118,15 @@ class DenseFPN(BaseModule):
         down = {len(att): att.softmax(0) for att in self.top_down_atts}
         up = {len(att): att.softmax(0) for att in self.bottom_up_atts}
         for stage in self.stages:
+            blocks = list(stage.children())
             tops = []
             for i, own in enumerate(maps):
                 coarser = [upsample_to(x, sizes[i]) for x in reversed(maps[i + 1 :])]
-                tops.append(stage[i](F.relu(_weighed(own, coarser, down))))
+                tops.append(blocks[i](F.relu(_weighed(own, coarser, down))))
             outs = []
             for i, own in enumerate(maps):
                 finer = [max_pool_to(x, sizes[i]) for x in tops[:i]]
-                outs.append(stage[self.num_outs + i](F.relu(_weighed(own + tops[i], finer, up))))
+                outs.append(blocks[self.num_outs + i](F.relu(_weighed(own + tops[i], finer, up))))
             maps = outs
         return tuple(maps)
 

@@ -5,62 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Repeats, some
+from mmext.blocks.scnn import DIRECTIONS, SCNNBlock
+from mmext.necks._levels import check_maps
 from mmext.registry import MODELS
 
-__all__ = ['SCNN', 'MessagePassing']
-
-DIRECTIONS = ('down', 'up', 'right', 'left')
-
-
-class MessagePassing(nn.Module):
-    r"""One direction: each row takes a message from the row that was changed before it.
-
-    .. math:: x'_0 = x_0, \qquad x'_i = x_i + \mathrm{ReLU}(K * x'_{i-1})
-
-    Args:
-        channels: C.
-        direction: ``'down'``, ``'up'``, ``'right'`` or ``'left'``; the last two pass between columns.
-        kernel_size: Length of K along a row, odd.
-
-    Shape:
-        (N, C, H, W) to the same. ``weight`` is (C, C, kernel_size).
-    """
-
-    def __init__(self, channels: int, direction: str, kernel_size: int = 9) -> None:
-        super().__init__()
-        self.direction = direction
-        self.kernel_size = kernel_size  # a plain number, also where a trace makes tensors of shapes
-        self.weight = nn.Parameter(torch.empty(channels, channels, kernel_size))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the kernel as the authors do; five is their allowance for the depth."""
-        channels, _, length = self.weight.shape
-        nn.init.normal_(self.weight, std=(2 / (5 * length * channels * channels)) ** 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pass the messages through the whole map."""
-        along_rows = self.direction in ('down', 'up')
-        # Rows first and contiguous: each step then reads one block.
-        rows = (x.permute(2, 0, 1, 3) if along_rows else x.permute(3, 0, 1, 2)).contiguous().unbind(0)
-        if self.direction in ('up', 'left'):
-            rows = rows[::-1]
-        padding, passed = self.kernel_size // 2, [rows[0]]
-        for row in rows[1:]:
-            passed.append(row + F.relu(F.conv1d(passed[-1], self.weight, padding=padding)))
-        if self.direction in ('up', 'left'):
-            passed.reverse()
-        return torch.stack(passed, 2 if along_rows else 3)
-
-    def extra_repr(self) -> str:
-        return f'{self.weight.shape[0]}, {self.direction}, kernel_size={self.kernel_size}'
+__all__ = ['SCNN']
 
 
 @MODELS.register_module()
@@ -74,8 +28,8 @@ class SCNN(BaseModule):
         level i (C_i) ── 1x1, norm, ReLU ── down ── up ── right ── left ── level i (out_channels)
                          (only where C_i != out_channels)
 
-    Each direction works on the result of the one before, see :class:`MessagePassing`. There is neither bias nor norm in it.
-    Stand-alone or behind any neck, for one level or several; each level has kernels of its own.
+    The passes are a :class:`mmext.SCNNBlock`, which also stands behind any map without a neck. Here it is for one level or
+    several, alone or behind another neck. Each level has kernels of its own.
 
     Args:
         in_channels: Channels of each level.
@@ -84,6 +38,8 @@ class SCNN(BaseModule):
             each other.
         directions: Which passes, in their order.
         kernel_size: Length of the kernels, odd.
+        bias: See :class:`mmext.SCNNBlock`.
+        skip_first: See :class:`mmext.SCNNBlock`.
         norm_cfg: Norm of the 1x1 convolutions.
         init_cfg: As in mmengine.
 
@@ -109,15 +65,14 @@ class SCNN(BaseModule):
         levels: Sequence[int] | None = None,
         directions: Sequence[str] = DIRECTIONS,
         kernel_size: Repeats = 9,
+        bias: bool = False,
+        skip_first: bool = False,
         norm_cfg: Cfg = dict(type='BN'),  # noqa: B006
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if unknown := sorted(set(directions) - set(DIRECTIONS)):
-            raise ValueError(f'SCNN knows the directions {DIRECTIONS}, got {unknown[0]!r}')
-        if kernel_size % 2 == 0:
-            raise ValueError(f'SCNN needs an odd kernel_size, so that a message stays where it is, got {kernel_size=}')
         numbers = range(len(in_channels))
+        self.in_channels = list(in_channels)
         self.levels = tuple(numbers) if levels is None else tuple(levels)
         if not set(self.levels) <= set(numbers):
             raise ValueError(f'SCNN has the levels 0 to {len(in_channels) - 1} of in_channels, got {levels=}')
@@ -126,21 +81,13 @@ class SCNN(BaseModule):
             for channels in in_channels
         )
         self.passes = ModuleList(
-            nn.Sequential(*(MessagePassing(out_channels, d, kernel_size) for d in directions if number in self.levels))
+            SCNNBlock(out_channels, directions, kernel_size, bias, skip_first)
+            if number in self.levels
+            else nn.Identity()
             for number in numbers
         )
 
-    def init_weights(self) -> None:
-        """Draw the kernels of the messages as well; the hosts know only their own layers."""
-        super().init_weights()
-        for module in self.modules():
-            if isinstance(module, MessagePassing):
-                module.reset_parameters()
-
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Pass the messages through each map."""
-        if len(inputs) != len(self.reduce):
-            raise ValueError(
-                f'SCNN has in_channels for {len(self.reduce)} levels, got {len(inputs)} maps; name the channels of each'
-            )
+        check_maps('SCNN', self.in_channels, inputs)
         return tuple(passes(reduce(x)) for x, reduce, passes in zip(inputs, self.reduce, self.passes, strict=True))

@@ -8,6 +8,7 @@ from mmext.ops.neighborhood import (
     neighborhood_correlate,
     neighborhood_mask,
 )
+from mmext.ops.row_messages import row_messages
 from mmext.ops.sample_conv import sample_conv2d
 from mmext.ops.tap_softmax import tap_softmax
 
@@ -19,6 +20,7 @@ __all__ = [
     'neighborhood_aggregate_adjoint',
     'neighborhood_correlate',
     'neighborhood_mask',
+    'row_messages',
     'sample_conv2d',
     'tap_softmax',
 ]

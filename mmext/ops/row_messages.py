@@ -1,0 +1,204 @@
+"""Messages from row to row of a map: one matrix product for each row, and derivatives without a graph of all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmext.ops._operator import operator, primals
+
+__all__ = ['row_messages', 'row_messages_reference']
+
+#: About so many pixels share a product for the gradient of the kernel.
+PIXELS = 512
+
+
+def row_messages(rows: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: bool = False) -> Tensor:
+    r"""Return what each row is told by the row before it.
+
+    .. math:: m_0 = 0, \qquad m_i = \mathrm{ReLU}(K * (x_{i-1} + m_{i-1}) + b)
+
+    Rows wait for each other, so each is small work. A row's windows are laid out in a buffer that stays in the cache, and
+    multiplied by the whole kernel at once. The backward pass goes through the rows in the same way, and makes the gradient
+    of the kernel from many rows together.
+
+    Args:
+        rows: x, (L, N, W, C).
+        weight: K, (C, C, k) as of ``nn.Conv1d``, k odd. Borders are padded by zeros.
+        bias: b, (C,), or None.
+        reverse: Whether the last row is the first one.
+
+    Returns:
+        m, of the shape and type of ``rows``, contiguous.
+
+    Raises:
+        ValueError: If shapes or types do not fit.
+    """
+    channels = rows.shape[-1]
+    if (
+        rows.ndim != 4
+        or weight.ndim != 3
+        or tuple(weight.shape[:2]) != (channels, channels)
+        or weight.shape[2] % 2 == 0
+    ):
+        raise ValueError(
+            f'rows (L, N, W, C) need a kernel (C, C, k) with k odd, got {list(rows.shape)} and {list(weight.shape)}'
+        )
+    if not rows.dtype == weight.dtype == (weight if bias is None else bias).dtype:
+        raise ValueError(f'rows, weight and bias must be of one type, got {rows.dtype} and {weight.dtype}')
+    if torch.onnx.is_in_onnx_export():
+        return row_messages_reference(rows, weight, bias, reverse)
+    return _messages(rows, weight, bias, reverse)
+
+
+def row_messages_reference(rows: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    """Compute the same from convolutions of single rows, differentiable in every mode."""
+    sequence = rows.transpose(2, 3).unbind(0)
+    sequence = sequence[::-1] if reverse else sequence
+    messages = [torch.zeros_like(sequence[0])]
+    for row in sequence[:-1]:
+        messages.append(F.conv1d(row + messages[-1], weight, bias, padding=weight.shape[2] // 2).relu())
+    return torch.stack(messages[::-1] if reverse else messages).transpose(2, 3).contiguous()
+
+
+class _Windows:
+    """The windows of one row after another, as a matrix with a column for each tap and channel."""
+
+    def __init__(self, rows: Tensor, taps: int) -> None:
+        _, images, width, channels = rows.shape
+        padded = rows.new_zeros(images, width + taps - 1, channels)
+        self.center = padded[:, taps // 2 : taps // 2 + width]
+        # Pixels are beside each other, so a window is one piece of memory.
+        self._seen = padded.as_strided((images, width, taps * channels), (padded.stride(0), channels, 1))
+        self._columns = rows.new_empty(images, width, taps * channels)
+
+    def columns(self) -> Tensor:
+        """Return the windows of what ``center`` holds."""
+        return self._columns.copy_(self._seen).flatten(0, 1)
+
+
+def _order(rows: Tensor, reverse: bool) -> list[int]:
+    return list(range(len(rows)))[:: -1 if reverse else 1]
+
+
+def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    rows = rows.contiguous()
+    messages = torch.zeros_like(rows)
+    matrix = weight.permute(2, 1, 0).flatten(0, 1)
+    windows = _Windows(rows, weight.shape[2])
+    for before, here in pairwise(_order(rows, reverse)):
+        torch.add(rows[before], messages[before], out=windows.center)
+        told = messages[here].flatten(0, 1)
+        if bias is None:
+            torch.mm(windows.columns(), matrix, out=told)
+        else:
+            torch.addmm(bias, windows.columns(), matrix, out=told)
+        told.relu_()
+    return messages
+
+
+def _fake(rows: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    return rows.new_empty(rows.shape)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    rows, weight, bias, ctx.reverse = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(rows, weight, output)
+    ctx.save_for_forward(rows, weight, output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    rows, weight, messages = ctx.saved_tensors
+    # Where the gradients are differentiated again, they are made of parts that torch differentiates.
+    make = _differentiable_gradients if torch.is_grad_enabled() else _gradients
+    to_rows, to_weight, to_bias = make(rows, weight, messages, grad, ctx.reverse)
+    return to_rows, to_weight, to_bias if ctx.has_bias else None, None
+
+
+def _differentiable_gradients(
+    rows: Tensor, weight: Tensor, messages: Tensor, grad: Tensor, reverse: bool
+) -> tuple[Tensor, ...]:
+    order, taps = _order(rows, reverse), weight.shape[2]
+    to_rows, passed = {order[-1]: torch.zeros_like(rows[0])}, {order[0]: torch.zeros_like(rows[0])}
+    for here, before in pairwise(reversed(order)):
+        passed[here] = (grad[here] + to_rows[here]) * (messages[here] > 0)
+        back = F.conv_transpose1d(passed[here].transpose(1, 2), weight, padding=taps // 2)
+        to_rows[before] = back.transpose(1, 2)
+    heard, told = _pairs(reverse)
+    seen = F.pad((rows + messages)[heard], (0, 0, taps // 2, taps // 2)).unfold(2, taps, 1)
+    through = torch.stack([passed[i] for i in range(len(rows))])
+    to_weight = torch.einsum('lnwct,lnwo->oct', seen, through[told])
+    return torch.stack([to_rows[i] for i in range(len(rows))]), to_weight, through.sum((0, 1, 2))
+
+
+def _pairs(reverse: bool) -> tuple[slice, slice]:
+    """Return the rows that speak, and those that they speak to."""
+    return (slice(1, None), slice(None, -1)) if reverse else (slice(None, -1), slice(1, None))
+
+
+def _gradients(rows: Tensor, weight: Tensor, messages: Tensor, grad: Tensor, reverse: bool) -> tuple[Tensor, ...]:
+    rows, grad, taps = rows.contiguous(), grad.contiguous(), weight.shape[2]
+    to_rows, passed = torch.zeros_like(rows), torch.zeros_like(rows)
+    matrix = weight.flip(2).permute(2, 0, 1).flatten(0, 1)
+    windows = _Windows(rows, taps)
+    for here, before in pairwise(reversed(_order(rows, reverse))):
+        torch.add(grad[here], to_rows[here], out=passed[here])
+        passed[here].mul_(messages[here] > 0)
+        windows.center.copy_(passed[here])
+        torch.mm(windows.columns(), matrix, out=to_rows[before].flatten(0, 1))
+    heard, told = _pairs(reverse)
+    sources, passed = rows[heard] + messages[heard], passed[told]
+    total = weight.new_zeros(matrix.shape)
+    step = max(1, PIXELS // max(1, rows.shape[1] * rows.shape[2]))
+    for some, theirs in zip(sources.split(step), passed.split(step), strict=True):
+        some = F.pad(some, (0, 0, taps // 2, taps // 2)).flatten(0, 1)
+        shape = (len(some), rows.shape[2], len(matrix))
+        columns = some.as_strided(shape, (some.stride(0), rows.shape[3], 1)).reshape(-1, len(matrix))
+        total.addmm_(columns.t(), theirs.flatten(0, 2))
+    to_weight = total.unflatten(0, (taps, -1)).permute(2, 1, 0)
+    return to_rows, to_weight, passed.sum((0, 1, 2))
+
+
+def _jvp(op: Callable, ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+    rows, weight, messages = primals(ctx)
+    d_rows, d_weight, d_bias = tangents[:3]
+    padding, order, source = weight.shape[2] // 2, _order(rows, ctx.reverse), rows + messages
+    changes = {order[0]: torch.zeros_like(rows[0])}
+    for before, here in pairwise(order):
+        moved = changes[before] if d_rows is None else d_rows[before] + changes[before]
+        change = F.conv1d(moved.transpose(1, 2), weight, d_bias, padding=padding)
+        if d_weight is not None:
+            change = change + F.conv1d(source[before].transpose(1, 2), d_weight, padding=padding)
+        changes[here] = change.transpose(1, 2) * (messages[here] > 0)
+    return torch.stack([changes[i] for i in range(len(rows))])
+
+
+def _vmap(op: Callable, axes: Sequence[int | None], *inputs: Any) -> tuple[Tensor, int]:
+    rows, weight, bias, reverse = inputs
+    axis, *others = axes[:3]
+    if axis is not None and others == [None, None]:
+        whole = rows.movedim(axis, 1)
+        return op(whole.flatten(1, 2), weight, bias, reverse).unflatten(1, whole.shape[1:3]), 1
+    count = next(x.shape[a] for x, a in zip(inputs, axes, strict=False) if a is not None)
+
+    def one(i: int) -> list:
+        return [x if a is None else x.select(a, i) for x, a in zip((rows, weight, bias), axes[:3], strict=True)]
+
+    return torch.stack([op(*one(i), reverse) for i in range(count)]), 0
+
+
+_messages = operator(
+    'row_messages(Tensor rows, Tensor weight, Tensor? bias, bool reverse) -> Tensor',
+    _run,
+    _fake,
+    _save,
+    _backward,
+    _jvp,
+    _vmap,
+)

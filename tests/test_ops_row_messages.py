@@ -1,0 +1,88 @@
+"""Messages from row to row: the matrix products against the convolutions of single rows, with all derivatives."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jvp, vmap
+
+from mmext.ops import row_messages
+from mmext.ops.row_messages import row_messages_reference
+
+TYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+def tensors(shape=(5, 2, 7, 3), taps=3, bias=True, dtype=torch.float64):
+    channels = shape[3]
+    made = [torch.randn(shape), torch.randn(channels, channels, taps) / (taps * channels) ** 0.5, torch.randn(channels)]
+    made = [t.to(dtype).requires_grad_() for t in made]
+    return made if bias else [*made[:2], None]
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('shape', [(5, 2, 7, 3), (2, 1, 4, 2), (4, 3, 1, 5), (3, 0, 3, 2), (40, 1, 30, 2)])
+def test_it_is_the_loop_over_rows(shape, bias, reverse):
+    inputs = tensors(shape, 9, bias)
+    ours, reference = (f(*inputs, reverse) for f in (row_messages, row_messages_reference))
+    torch.testing.assert_close(ours, reference)
+    z = torch.randn_like(ours)
+    asked = [t for t in inputs if t is not None]
+    for a, b in zip(torch.autograd.grad(ours, asked, z), torch.autograd.grad(reference, asked, z), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_single_row_hears_nothing():
+    inputs = tensors((1, 2, 4, 3))
+    messages = row_messages(*inputs)
+    assert not messages.any()
+    assert not any(g.any() for g in torch.autograd.grad(messages.sum(), inputs))
+
+
+@pytest.mark.parametrize('dtype', TYPES)
+def test_types_and_layouts(dtype):
+    rows, weight, bias = tensors(dtype=dtype)
+    exact = row_messages(rows.double(), weight.double(), bias.double())
+    other = rows.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    for x in (rows, other):
+        messages = row_messages(x, weight, bias)
+        assert messages.dtype == dtype
+        assert messages.is_contiguous()
+        assert (messages.double() - exact).abs().max() <= TYPES[dtype] * exact.abs().max()
+
+
+def test_derivatives_of_any_order():
+    inputs = tensors((3, 1, 4, 2))
+    assert gradcheck(row_messages, inputs, check_forward_ad=True)
+    assert gradgradcheck(row_messages, inputs)
+
+
+def test_within_transforms():
+    rows, weight, bias = (t.detach() for t in tensors())
+    many = torch.randn(4, *rows.shape).double()
+    each = torch.stack([row_messages(x, weight, bias) for x in many])
+    torch.testing.assert_close(vmap(lambda x: row_messages(x, weight, bias))(many), each)
+    kernels = torch.randn(3, *weight.shape).double()
+    each = torch.stack([row_messages(rows, k, bias) for k in kernels])
+    torch.testing.assert_close(vmap(lambda k: row_messages(rows, k, bias))(kernels), each)
+    ours, theirs = (
+        grad(lambda w, f=f: f(rows, w, bias, False).square().sum())(weight)
+        for f in (row_messages, row_messages_reference)
+    )
+    torch.testing.assert_close(ours, theirs)
+    _, tangent = jvp(lambda x: row_messages(x, weight, bias), (rows,), (torch.ones_like(rows),))
+    _, expected = jvp(lambda x: row_messages_reference(x, weight, bias, False), (rows,), (torch.ones_like(rows),))
+    torch.testing.assert_close(tangent, expected)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(weight=torch.zeros(3, 3, 4).double()), r'a kernel \(C, C, k\) with k odd'),
+        (dict(weight=torch.zeros(3, 2, 3).double()), r'got \[5, 2, 7, 3\] and \[3, 2, 3\]'),
+        (dict(weight=torch.zeros(3, 3, 3)), 'must be of one type'),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    rows, weight, bias = tensors()
+    with pytest.raises(ValueError, match=message):
+        row_messages(**{**dict(rows=rows, weight=weight, bias=bias), **change})
