@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from mmengine.analysis import get_model_complexity_info
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
+from mmext.blocks.scnn import SCNNBlock
 from mmext.ops import row_messages
 from mmext.ops.row_messages import row_messages_reference
 
@@ -86,3 +89,12 @@ def test_what_does_not_fit_is_refused(change, message):
     rows, weight, bias = tensors()
     with pytest.raises(ValueError, match=message):
         row_messages(**{**dict(rows=rows, weight=weight, bias=bias), **change})
+
+
+def test_its_work_is_counted():
+    rows, weight, bias = tensors((5, 2, 7, 3))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        row_messages(rows, weight, bias)
+    assert counter.get_total_flops() == 2 * 4 * 2 * 7 * 3 * 3 * 3
+    figures = get_model_complexity_info(SCNNBlock(3, ('down',), 3), inputs=(torch.randn(2, 3, 5, 7),), show_table=False)
+    assert figures['flops'] == 4 * 2 * 7 * 3 * 3 * 3

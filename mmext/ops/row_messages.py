@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.analysis import complexity_analysis
+from mmengine.analysis.jit_handles import get_shape
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mmext.ops._operator import operator, primals
 
@@ -67,19 +71,20 @@ def row_messages_reference(rows: Tensor, weight: Tensor, bias: Tensor | None, re
 
 
 class _Windows:
-    """The windows of one row after another, as a matrix with a column for each tap and channel."""
+    """The windows of some rows after others, as a matrix with a column for each tap and channel."""
 
-    def __init__(self, rows: Tensor, taps: int) -> None:
+    def __init__(self, rows: Tensor, taps: int, count: int = 1) -> None:
         _, images, width, channels = rows.shape
-        padded = rows.new_zeros(images, width + taps - 1, channels)
-        self.center = padded[:, taps // 2 : taps // 2 + width]
+        padded = rows.new_zeros(count, images, width + taps - 1, channels)
+        self.center = padded[:, :, taps // 2 : taps // 2 + width]
         # Pixels are beside each other, so a window is one piece of memory.
-        self._seen = padded.as_strided((images, width, taps * channels), (padded.stride(0), channels, 1))
-        self._columns = rows.new_empty(images, width, taps * channels)
+        shape, strides = (count, images, width, taps * channels), (*padded.stride()[:2], channels, 1)
+        self._seen = padded.as_strided(shape, strides)
+        self._columns = rows.new_empty(shape)
 
-    def columns(self) -> Tensor:
-        """Return the windows of what ``center`` holds."""
-        return self._columns.copy_(self._seen).flatten(0, 1)
+    def columns(self, count: int = 1) -> Tensor:
+        """Return the windows of the first ``count`` rows that ``center`` holds."""
+        return self._columns[:count].copy_(self._seen[:count]).flatten(0, 2)
 
 
 def _order(rows: Tensor, reverse: bool) -> list[int]:
@@ -92,7 +97,7 @@ def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Te
     matrix = weight.permute(2, 1, 0).flatten(0, 1)
     windows = _Windows(rows, weight.shape[2])
     for before, here in pairwise(_order(rows, reverse)):
-        torch.add(rows[before], messages[before], out=windows.center)
+        torch.add(rows[before], messages[before], out=windows.center[0])
         told = messages[here].flatten(0, 1)
         if bias is None:
             torch.mm(windows.columns(), matrix, out=told)
@@ -150,17 +155,15 @@ def _gradients(rows: Tensor, weight: Tensor, messages: Tensor, grad: Tensor, rev
     for here, before in pairwise(reversed(_order(rows, reverse))):
         torch.add(grad[here], to_rows[here], out=passed[here])
         passed[here].mul_(messages[here] > 0)
-        windows.center.copy_(passed[here])
+        windows.center[0].copy_(passed[here])
         torch.mm(windows.columns(), matrix, out=to_rows[before].flatten(0, 1))
     heard, told = _pairs(reverse)
-    sources, passed = rows[heard] + messages[heard], passed[told]
-    total = weight.new_zeros(matrix.shape)
+    passed, total = passed[told], weight.new_zeros(matrix.shape)
     step = max(1, PIXELS // max(1, rows.shape[1] * rows.shape[2]))
-    for some, theirs in zip(sources.split(step), passed.split(step), strict=True):
-        some = F.pad(some, (0, 0, taps // 2, taps // 2)).flatten(0, 1)
-        shape = (len(some), rows.shape[2], len(matrix))
-        columns = some.as_strided(shape, (some.stride(0), rows.shape[3], 1)).reshape(-1, len(matrix))
-        total.addmm_(columns.t(), theirs.flatten(0, 2))
+    windows = _Windows(rows, taps, step)
+    for x, m, theirs in zip(*(t.split(step) for t in (rows[heard], messages[heard], passed)), strict=True):
+        torch.add(x, m, out=windows.center[: len(x)])
+        total.addmm_(windows.columns(len(x)).t(), theirs.flatten(0, 2))
     to_weight = total.unflatten(0, (taps, -1)).permute(2, 1, 0)
     return to_rows, to_weight, passed.sum((0, 1, 2))
 
@@ -201,4 +204,18 @@ _messages = operator(
     _backward,
     _jvp,
     _vmap,
+)
+
+
+def _multiply_adds(rows: list[int], weight: list[int]) -> int:
+    return max(rows[0] - 1, 0) * prod(rows[1:3]) * prod(weight)
+
+
+@register_flop_formula(torch.ops.mmext.row_messages)
+def _flops(rows: list[int], weight: list[int], *args: Any, out_shape: list[int] | None = None, **_: Any) -> int:
+    return 2 * _multiply_adds(rows, weight)
+
+
+complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS['mmext::row_messages'] = lambda i, o: _multiply_adds(
+    get_shape(i[0]), get_shape(i[1])
 )
