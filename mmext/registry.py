@@ -199,6 +199,8 @@ WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS, 'in
 # Data.
 DATASETS = _child('dataset', root.DATASETS, 'datasets', 'inr')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'datasets')
+# Parts of detectors that are no layers, as mmdet's assigners.
+TASK_UTILS = _child('task util', root.TASK_UTILS, 'assigners')
 # What the evaluator computes.
 METRICS = _child('metric', root.METRICS, 'inr')
 
@@ -214,6 +216,7 @@ ALL = {
         WEIGHT_INITIALIZERS,
         DATASETS,
         TRANSFORMS,
+        TASK_UTILS,
         METRICS,
     )
 }

@@ -100,8 +100,9 @@ def outputs(name, built, arguments):
         return built([torch.randn(1, c, n, n) for c, n in zip(widths, (40, 20, 10, 5, 3), strict=False)])
     if hasattr(built, 'roi_layers'):
         return built([torch.randn(1, channels, n, n) for n in (16, 8)], torch.tensor([[0, 3.0, 2.0, 40.0, 50.0]]))
-    if kind == 'heads' and isinstance(channels, tuple):
-        return built([torch.randn(2, c, 4, 4) for c in channels])
+    if kind == 'heads' and (isinstance(channels, tuple) or hasattr(built, 'strides')):
+        widths = channels if isinstance(channels, tuple) else [channels] * len(built.strides)
+        return built([torch.randn(2, c, 4, 4) for c in widths])
     if isinstance(built, CoordNetwork) and not hasattr(built, 'set_signal'):
         return built(coordinate_grid(6, 5) if built.in_features == 2 else torch.rand(6, 5, built.in_features))
     if isinstance(built, MeasurementOperator) and not built.simulates:
@@ -121,6 +122,7 @@ def outputs(name, built, arguments):
 
 
 def tensors(values):
+    values = list(values.values()) if isinstance(values, dict) else values
     return [values] if isinstance(values, Tensor) else [t for value in values for t in tensors(value)]
 
 

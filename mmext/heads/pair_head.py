@@ -16,7 +16,7 @@ from mmext.registry import MODELS
 __all__ = ['Pick', 'pair_head']
 
 #: Heads with the two lists that a pair cannot go through, and why.
-_REFUSED = {
+REFUSED = {
     'RepPointsHead': 'reads the dtype of its input before splitting it',
     'DDODHead': 'initializes the convolutions that it expects in its lists',
 }
@@ -81,8 +81,8 @@ def pair_head(head: str | Cfg, **head_args: Any) -> nn.Module:
     cfg.update(stacked_convs=0, feat_channels=cfg['in_channels'])
     built = build_from_host(cfg, 'PairHead')
     for base in type(built).__mro__:
-        if base.__name__ in _REFUSED:
-            raise ValueError(f'{base.__name__} cannot take a pair: it {_REFUSED[base.__name__]}; {_REMEDY}')
+        if base.__name__ in REFUSED:
+            raise ValueError(f'{base.__name__} cannot take a pair: it {REFUSED[base.__name__]}; {_REMEDY}')
     for index, name in enumerate(('cls_convs', 'reg_convs')):
         branch = getattr(built, name, None)
         if not isinstance(branch, nn.ModuleList) or len(branch):
