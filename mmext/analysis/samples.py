@@ -110,6 +110,8 @@ def _segmentation_sample(number: int, size: int, classes: int | None) -> tuple[T
     drawn = _scene(number, size)
     sample = SegDataSample(metainfo=_meta(size))
     sample.gt_sem_seg = PixelData(data=_map(drawn, classes))
+    # Depth estimators read this one.
+    sample.gt_depth_map = PixelData(data=torch.from_numpy(drawn.depth)[None])
     return _as_input(drawn.image), sample
 
 

@@ -121,6 +121,16 @@ class Scene:
         """The semantic map, (H, W): 0 for the background, else digit + 1."""
         return np.array([0, *(label + 1 for label in self.labels)], np.uint8)[self.owner]
 
+    @property
+    def depth(self) -> np.ndarray:
+        """The distance of every pixel in meters, (H, W): all digits are one size, so a smaller one is farther away.
+
+        A digit as high as half of the scene is 1 m away. What is behind is 8 m away.
+        """
+        heights = [box[3] for box in self.boxes()]
+        half = self.owner.shape[0] / 2
+        return np.array([8.0, *(min(half / height, 7.0) for height in heights)], np.float32)[self.owner]
+
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """Return the box (x, y, width, height) of each digit's visible part."""
         return [bounding_box(self.owner == k + 1) for k in range(len(self.labels))]
