@@ -100,7 +100,8 @@ def specialized(model: nn.Module, *mixins: type) -> nn.Module:
     The class keeps its name, and the model its state-dict keys. Copies of it behave alike, as they would not if methods were
     set on the instance.
     """
-    model.__class__ = _class_with(mixins, type(model))
+    base: Any = type(model)
+    model.__class__ = _class_with(mixins, base)
     return model
 
 

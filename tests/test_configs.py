@@ -12,7 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmext  # noqa: F401  (teaches mmengine where mmseg:: bases live)
-from mmext.analysis.samples import batch_for, take_step
+from mmext.analysis.samples import batch_for, fewest_classes, take_step
 from mmext.contracts import TakesOneSize, find
 from mmext.folding import fold
 from mmext.inr.networks.fresh import open_frequencies
@@ -79,7 +79,7 @@ def batch_of(cfg, size):
     if cfg.default_scope == 'mmengine':  # a coordinate network, whose data set is one signal
         item = DATASETS.build(cfg.train_dataloader.dataset)[0]
         return {key: [value] for key, value in item.items()}
-    return batch_for(cfg.default_scope, size=size)
+    return batch_for(cfg.default_scope, size=size, classes=fewest_classes(cfg.model.to_dict()))
 
 
 @pytest.mark.parametrize('path', CONFIGS)

@@ -149,4 +149,5 @@ class PermutohedralGaussian:
             lattice.index_add_(0, corner, weight[:, None] * points)
         for one, other in self.neighbors:
             lattice[:-1] += (lattice[one] + lattice[other]) / 2
-        return self.scale * sum(weight[:, None] * lattice[corner] for corner, weight in pairs).T
+        shares = (weight[:, None] * lattice[corner] for corner, weight in pairs)
+        return self.scale * sum(shares, torch.zeros_like(points)).T
