@@ -42,6 +42,7 @@ __all__ = [
     'StandsFor',
     'StartsFromKernel',
     'SwitchesToDeploy',
+    'TakesCompanionScale',
     'TakesOneSize',
     'TellsLayerDepth',
     'TellsOptimOptions',
@@ -259,6 +260,13 @@ class FreezesStatistics(Protocol):
 
     def freeze_stats(self, inputs: Tensor) -> Any:
         """Measure them on ``inputs`` and set eval mode."""
+
+
+@runtime_checkable
+class TakesCompanionScale(Protocol):
+    """A module whose loss beside the model's own is multiplied by a number that a schedule sets."""
+
+    companion_scale: float
 
 
 @runtime_checkable
