@@ -36,11 +36,29 @@ FREE = {
     ('SAGD', 'params'): 'torch judges them',
     ('auto_channels', 'model'): 'as for swap_layers',
     ('DenseCRFSegmentor', 'model'): 'as for swap_layers',
+    ('DeepSupervisionDetector', 'model'): 'as for swap_layers',
     ('swap_layers', 'rules'): 'mmext.surgery judges them',
     ('swap_layers', 'model'): 'as rules',
     ('swap_layers', 'input_shape'): 'as rules',
     ('TimmBackbone', 'in_channels'): 'the image of this test has three',
     ('TimmBackbone', 'checkpoint'): 'the reader of checkpoints judges it',
+}
+
+
+#: What a head takes that is not one map per width or stride.
+HEADS = {
+    **dict.fromkeys(
+        ('ClsCompanion', 'DenseCompanion', 'DilatedContextHead', 'MultiLabelADDGCNHead', 'ProtoPNetHead'),
+        lambda head: head([torch.randn(2, 8, 6, 6)]),
+    ),
+    'DenseCRF': lambda crf: crf(torch.randn(3, 8, 8), 255 * torch.rand(3, 8, 8)),
+    'DenseCRFSegmentor': lambda model: model(torch.rand(2, 3, 32, 32)),
+    'DeepSupervisionClsHead': lambda head: head([torch.randn(2, 8)]),
+    'DeepSupervisionDetector': lambda model: model.backbone(torch.rand(2, 3, 64, 64)),
+    'DilatedContext': lambda context: context(torch.randn(2, context.channels, 6, 6)),
+    'LocalPlanarGuidanceHead': lambda head: head([torch.randn(2, 8, 16 // k, 16 // k) for k in (1, 2, 4, 8)]),
+    'OneVsRestHingeLoss': lambda loss: loss(torch.randn(2, 3), torch.tensor([0, 2])),
+    'ScaleInvariantLogLoss': lambda loss: loss(torch.rand(2, 1, 4, 4) + 0.5, torch.rand(2, 1, 4, 4) + 0.5),
 }
 
 
@@ -81,10 +99,8 @@ def outputs(name, built, arguments):
     kind = COMPONENTS[name].__module__.split('.')[1]
     if name == 'ParallelBranch':
         return built(torch.randn(2, 8, 24, 24), torch.randn(2, built.scale.numel(), 24, 24))
-    if name == 'DenseCRF':
-        return built(torch.randn(3, 8, 8), 255 * torch.rand(3, 8, 8))
-    if name == 'DenseCRFSegmentor':
-        return built(torch.rand(2, 3, 32, 32))
+    if name in HEADS:
+        return HEADS[name](built)
     if isinstance(built, TokenAttention):
         rows, columns = built.grid or (3, 3)
         return built(torch.randn(2, built.num_extra_tokens + rows * columns, built.embed_dims))
