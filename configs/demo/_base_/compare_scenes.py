@@ -20,7 +20,7 @@ model = dict(
     bbox_head=dict(stacked_convs=1),
 )
 
-max_epochs = 6
+max_epochs = 4
 param_scheduler = [
     dict(type='OneCycleLR', eta_max=1e-3, total_steps=max_epochs, by_epoch=True, convert_to_iter_based=True),
 ]
