@@ -6,6 +6,7 @@ The models have random weights, moved away from their start, and small images. E
 Example:
     python tools/analysis_tools/deploy_table.py
     python tools/analysis_tools/deploy_table.py mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py --shape 128 128
+    python tools/analysis_tools/deploy_table.py mmdet::atss/atss_r50_fpn_1x_coco.py --formats boxes
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext import cli
+from mmext.boxes import export_boxes
 from mmext.deploy import deploy
 from mmext.errors import reason
 from mmext.export import FORMATS, example_inputs, export_axes
@@ -53,7 +55,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='*', help=f'configs of the hosts, by default {len(MODELS)} of them')
     parser.add_argument('--shape', type=cli.positive, nargs=2, default=(64, 64), metavar=('H', 'W'))
-    parser.add_argument('--formats', nargs='*', choices=list(FORMATS), default=list(FORMATS))
+    parser.add_argument(
+        '--formats',
+        nargs='*',
+        choices=[*FORMATS, 'boxes'],
+        default=list(FORMATS),
+        help='boxes: with NMS inside, of mmdet',
+    )
     return parser.parse_args(argv)
 
 
@@ -77,6 +85,7 @@ def cells(config: str, shape: Sequence[int], formats: Sequence[str]) -> Iterator
     DefaultScope._instance_dict.clear()
     init_default_scope(scope)
     cfg = get_config(config).model.to_dict()
+    torch.manual_seed(0)
     try:
         trained, folded, _, error = deploy(cfg, moved_state(build_model(cfg)), shape, fuse_bn=True)
     except Exception as refusal:  # a row of the table tells what each host does
@@ -88,20 +97,26 @@ def cells(config: str, shape: Sequence[int], formats: Sequence[str]) -> Iterator
     yield f'{before - after} of {before}'
     for kind in formats:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f'model{FORMATS[kind].suffix}'
             try:
-                _, axes, _ = export_axes(folded, example_inputs(folded, *shape), path, kind, True, 1e-4)
+                yield exported(folded, example_inputs(folded, *shape), Path(folder), kind)
             except RuntimeError as refusal:
                 yield f'no: {reason(refusal).partition(": ")[2][:80]}'.replace('|', '/')
-            else:
-                yield ', '.join(axes.values()) or 'this size and batch'
+
+
+def exported(model: nn.Module, inputs: Tensor, folder: Path, kind: str) -> str:
+    """Return the free axes of a file; of one with boxes also which share of them is not the host's."""
+    if kind == 'boxes':
+        share, axes, _ = export_boxes(model, inputs, folder / 'boxes.onnx', dynamic=True)
+        return f'{", ".join(axes.values())}; {share:.1%} differ'
+    _, axes, _ = export_axes(model, inputs, folder / f'model{FORMATS[kind].suffix}', kind, True, 1e-4)
+    return ', '.join(axes.values()) or 'this size and batch'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, measure and print."""
     args = parse_args(argv)
     MMLogger.get_instance('deploy_table', logger_name='mmext', log_level=logging.ERROR)
-    titles = [f'{FORMATS[kind].title}, free axes' for kind in args.formats]
+    titles = [f'{FORMATS[kind].title if kind in FORMATS else "ONNX with boxes"}, free axes' for kind in args.formats]
     print('|', ' | '.join(['Model', 'Difference', 'Norms fused', *titles]), '|')
     print('| :-- ' * (3 + len(args.formats)) + '|')
     for config in args.configs or MODELS:
