@@ -36,6 +36,7 @@ __all__ = [
     'MakesInputs',
     'PlacesNorm',
     'Projects',
+    'RunsInSteps',
     'RunsInserted',
     'ServesTesting',
     'ShowsPredictions',
@@ -207,6 +208,14 @@ class RunsInserted(Protocol):
 
     #: Name of each block, and where it stands: ``'after'``, ``'before'`` or ``'around'``.
     inserted: Sequence[tuple[str, str]]
+
+
+@runtime_checkable
+class RunsInSteps(Protocol):
+    """A backbone whose last map is that of modules in series; :class:`mmext.PIIP` puts exchanges between them."""
+
+    def steps(self) -> Sequence[nn.Module]:
+        """Return the stem, then the blocks in their order."""
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.arguments import check
+from mmext.errors import UsageError
 from mmext.folding import fold
 
 __all__ = ['Backbone']
@@ -202,6 +203,21 @@ class Backbone(BaseModule):
             if i in self.out_indices:
                 outs.append(x)
         return self.outputs(outs)
+
+    def steps(self) -> list[nn.Module]:
+        """Return the stem, then the blocks in their order: in series they map an image to the last map.
+
+        Raises:
+            UsageError: If this network is no such series.
+        """
+        if type(self).forward is not Backbone.forward:
+            raise UsageError(f'{type(self).__name__} is no series of a stem and blocks, so it cannot be run in steps')
+        found = [self.stem]
+        for stage in self.stages:
+            parts = stage.named_children() if isinstance(stage, nn.Sequential) else [('stage', stage)]
+            for name, part in parts:
+                found += part if name == 'blocks' else [part]
+        return found
 
     def parts(self) -> list[list[nn.Module]]:
         """Return the modules of the stem, then those of each scale."""
