@@ -17,9 +17,10 @@ model = dict(
             sizes=(1, 2),
             interactions=8,
         ),
-        # At each scale the maps have the channels of ResNet-50.
         num_heads=8,
+        out_indices=(1, 2, 3),
     ),
-    neck=dict(in_channels=[256, 512, 1024, 2048]),
+    # At each scale the maps have the channels of ResNet-50.
+    neck=dict(in_channels=[512, 1024, 2048], start_level=0),
 )
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))

@@ -1,10 +1,21 @@
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 
-# The authors' budget. The large network sees 448 pixels, the small one 1568. Give each branch an init_cfg with its weights.
+# DeiT-S sees 896 pixels, DeiT-T 1568. Give each an init_cfg with its weights. The authors' smallest detector is this one with
+# arch='TSB' in the backbone and in_channels=[768] * 4 in the neck.
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3, pad_size_divisor=224),
-    backbone=dict(_delete_=True, type='mmext.PIIP', arch='TSB'),
-    neck=dict(in_channels=[768] * 4),
+    backbone=dict(
+        _delete_=True,
+        type='mmext.PIIP',
+        arch=dict(
+            branches=(
+                dict(depth=12, embed_dims=384, num_heads=6, drop_path_rate=0.05, window_size=14),
+                dict(depth=12, embed_dims=192, num_heads=3, drop_path_rate=0.05, window_size=14),
+            ),
+            sizes=(896, 1568),
+        ),
+    ),
+    neck=dict(in_channels=[384] * 4),
 )
 
 scale = dict(scale=(1568, 941))
