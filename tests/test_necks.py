@@ -1,8 +1,11 @@
 """What every neck promises; a new one is tested by being registered."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS
 from registered import ARGUMENTS, members
 from torch import Tensor, nn
@@ -57,6 +60,23 @@ def test_bfloat16_autocast_comes_near(name):
             got = flat(neck(xs))
     for a, b in zip(got, expected, strict=True):
         assert (a.float() - b).abs().max() <= 0.05 * b.abs().max()
+
+
+def default_start(name):
+    parameter = inspect.signature(MODELS.get(f'mmext.{name}')).parameters.get('init_cfg')
+    return parameter is not None and parameter.default is not None
+
+
+@pytest.mark.parametrize('name', [n for n in NECKS if default_start(n)])
+def test_blocks_start_as_init_cfg_says(name):
+    """A list of mmengine would let every ConvModule draw its weights anew, after ``init_cfg``."""
+    neck = MODELS.build(
+        {**ARGUMENTS[name], 'type': f'mmext.{name}', 'init_cfg': dict(type='Constant', layer='Conv2d', val=0.5)}
+    )
+    neck.init_weights()
+    blocks = [m for m in neck.modules() if isinstance(m, ConvModule) and type(m.conv) is nn.Conv2d]
+    assert blocks
+    assert all((m.conv.weight == 0.5).all() for m in blocks)
 
 
 class _Maps(nn.Module):

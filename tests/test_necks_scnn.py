@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers import tool
 from mmengine.registry import MODELS, init_default_scope
 
 from mmext.blocks.scnn import DIRECTIONS, MessagePassing, SCNNBlock
@@ -130,6 +131,14 @@ def test_kernels_of_a_neck_and_of_a_block_have_the_same_names():
     neck.passes[0].load_state_dict(block.state_dict())
     x = torch.randn(1, 4, 5, 6)
     assert torch.equal(neck([x])[0], block(x))
+
+
+def test_the_benchmark_compares_with_the_same_function():
+    loop = tool('analysis_tools/benchmark_necks').row_by_row
+    block, x = SCNNBlock(3, kernel_size=5), torch.randn(2, 3, 6, 4)
+    for one in block:
+        torch.nn.init.normal_(one.weight, std=0.3)
+    torch.testing.assert_close(loop(block, [x]), block(x))
 
 
 def test_traces_and_compiles():

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule, ModuleList
-from torch import Tensor
+from mmengine.model import BaseModule
+from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Natural, Repeats, at_most, some
 from mmext.registry import MODELS
@@ -91,15 +91,15 @@ class LSNetFPN(BaseModule):
         def output(channels: int, stride: int = 1) -> ConvModule:
             return ConvModule(channels, out_channels, 3, stride=stride, padding=1, **both)
 
-        self.lateral_convs = ModuleList(ConvModule(c, out_channels, 1, **both) for c in used)
-        self.fpn_convs = ModuleList(output(out_channels) for _ in used)
+        self.lateral_convs = nn.ModuleList(ConvModule(c, out_channels, 1, **both) for c in used)
+        self.fpn_convs = nn.ModuleList(output(out_channels) for _ in used)
         for i in range(further if add_extra_convs else 0):
             self.fpn_convs.append(output(used[-1] if not i and add_extra_convs == 'on_input' else out_channels, 2))
-        self.extra_trans_convs = ModuleList(
+        self.extra_trans_convs = nn.ModuleList(
             ConvModule(out_channels, out_channels, 2, stride=2, **{**both, 'conv_cfg': dict(type='deconv')})
             for _ in range(num_extra_trans_convs)
         )
-        self.extra_fpn_convs = ModuleList(output(out_channels) for _ in range(num_extra_trans_convs))
+        self.extra_fpn_convs = nn.ModuleList(output(out_channels) for _ in range(num_extra_trans_convs))
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Make the pyramid, from fine to coarse."""

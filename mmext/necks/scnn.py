@@ -76,7 +76,7 @@ class SCNN(BaseModule):
         self.levels = tuple(numbers) if levels is None else tuple(levels)
         if not set(self.levels) <= set(numbers):
             raise ValueError(f'SCNN has the levels 0 to {len(in_channels) - 1} of in_channels, got {levels=}')
-        self.reduce = ModuleList(
+        self.reduce = nn.ModuleList(
             nn.Identity() if channels == out_channels else ConvModule(channels, out_channels, 1, norm_cfg=norm_cfg)
             for channels in in_channels
         )
