@@ -93,7 +93,11 @@ class _Maps(nn.Module):
         )
 
 
-@pytest.mark.parametrize('name', NECKS)
+#: They compute by a Fourier transform, which they say themselves.
+NOT_IN_ONNX = {'DFPN'}
+
+
+@pytest.mark.parametrize('name', [n for n in NECKS if n not in NOT_IN_ONNX])
 def test_exports_to_onnx(name, tmp_path):
     pytest.importorskip('onnxruntime')
     xs = maps(name)
@@ -112,7 +116,7 @@ def test_channels_come_from_the_backbone(name):
     count, several = len(widths(name)), not isinstance(ARGUMENTS[name]['in_channels'], int)
     front = dict(type='mmdet.FPN', in_channels='auto', out_channels=16, num_outs=max(count, 2))
     stem = dict(type='mmdet.MobileNetV2', widen_factor=0.1, out_indices=(2, 4, 7)[: max(count, 2)])
-    head = dict(type='RetinaHead', num_classes=2, in_channels='auto')
-    cfg = dict(type='mmdet.RetinaNet', backbone=stem, neck=neck if several else [front, neck], bbox_head=head)
-    filled = fill_channels(cfg)
-    assert isinstance(filled['bbox_head']['in_channels'], int)
+    cfg = dict(type='mmdet.RetinaNet', backbone=stem, neck=neck if several else [front, neck])
+    filled = fill_channels(cfg)['neck']
+    own = filled if several else filled[1]
+    assert isinstance(own['in_channels'], int) or all(isinstance(width, int) for width in own['in_channels'])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ['check_maps', 'max_pool_to', 'upsample_to', 'used_levels']
+__all__ = ['check_maps', 'max_pool_half', 'max_pool_to', 'upsample_to', 'used_levels']
 
 
 def used_levels(
@@ -63,6 +63,16 @@ def upsample_to(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=False)
 
 
+def _pixels_apart(x: Tensor) -> Tensor:
+    """Return ``x`` with its channels last in memory on a CPU, where torch then pools ten times as fast."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == 'cpu' else x
+
+
+def max_pool_half(x: Tensor) -> Tensor:
+    """Return the maxima of windows of 2 x 2, of half the size rounded up."""
+    return F.max_pool2d(_pixels_apart(x), 2, ceil_mode=True).contiguous()
+
+
 def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return the maxima of ``size`` overlapping windows, as ``F.adaptive_max_pool2d``, in a form that ONNX has too.
 
@@ -73,7 +83,7 @@ def max_pool_to(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     if not torch.onnx.is_in_onnx_export():
-        return F.adaptive_max_pool2d(x, tuple(size))
+        return F.adaptive_max_pool2d(_pixels_apart(x), tuple(size)).contiguous()
     for axis, windows in zip((2, 3), size, strict=True):
         length, count = int(x.shape[axis]), int(windows)
         ranges = [range(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Natural, Repeats, at_least, some
-from mmext.necks._levels import check_maps, max_pool_to, upsample_to, used_levels
+from mmext.necks._levels import check_maps, max_pool_half, max_pool_to, upsample_to, used_levels
 from mmext.registry import MODELS
 
 __all__ = ['RCFPN', 'CrossScaleShift', 'FusionNode', 'RevFP']
@@ -191,7 +190,7 @@ class RevFP(BaseModule):
         check_maps(type(self).__name__, self.in_channels, inputs)
         maps = [conv(inputs[i]) for i, conv in zip(self.used, self.lateral_convs, strict=True)]
         for conv in self.extra_convs:
-            maps.append(F.max_pool2d(conv(maps[-1]), 2, ceil_mode=True))
+            maps.append(max_pool_half(conv(maps[-1])))
         outs: list[Tensor] = []
         for i, (node, own) in enumerate(zip(self.nodes, maps, strict=True)):
             coarser = [upsample_to(x, own.shape[2:]) for x in maps[i + 1 : i + 2]]
@@ -203,7 +202,7 @@ class RevFP(BaseModule):
 def _pooled(x: Tensor, like: Tensor) -> Tensor:
     """Pool to the size of the next level: over windows of two where the level is half, rounded up."""
     halves = all((size + 1) // 2 == half for size, half in zip(x.shape[2:], like.shape[2:], strict=True))
-    return F.max_pool2d(x, 2, ceil_mode=True) if halves else max_pool_to(x, like.shape[2:])
+    return max_pool_half(x) if halves else max_pool_to(x, like.shape[2:])
 
 
 class _Context(nn.Module):
