@@ -1,0 +1,8 @@
+# A MONet of the demo's size in the place of the ResNet.
+_base_ = 'resnet.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True, type='mmext.MONet', arch=dict(depths=(1, 2, 2), channels=(24, 48, 96)), out_indices=(2,)
+    )
+)
