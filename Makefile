@@ -16,7 +16,7 @@ help: ## list the targets
 setup: ## virtual environment, pinned packages, mmext's extension (STACK=onedl, openmmlab or latest)
 	@tools/misc/setup_env.sh $(STACK) $(VENV)
 
-demo: setup ## data, then train, test, deploy and draw (TASK=det, seg, sagd, inr, views or surface); what is done is skipped
+demo: setup ## data, then train, test, deploy and draw (TASK=det, seg, sagd, inr, shape, views or surface); what is done is skipped
 	@$(PY) tools/demo.py $(TASK) $(if $(DEMO_EPOCHS),--epochs $(DEMO_EPOCHS))
 
 test: setup ## all tests

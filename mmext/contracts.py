@@ -18,6 +18,7 @@ __all__ = [
     'DrawsLinear',
     'EvolvesKernel',
     'Exemplified',
+    'ExportsSurface',
     'FitsWhole',
     'Folds',
     'FreezesStatistics',
@@ -344,6 +345,16 @@ class DescribesSignal(Protocol):
 
     def set_signal(self, image: Tensor) -> None:
         """Take the description of ``image``, (C, H, W)."""
+
+
+@runtime_checkable
+class ExportsSurface(Protocol):
+    """A model that represents a shape, or something that has one."""
+
+    def export_surface(
+        self, path: Any, resolution: int = 128, level: float = 0.0, color: bool = False
+    ) -> tuple[int, int, float]:
+        """Write the surface as a mesh, and return how many vertices and faces it has, and the volume inside."""
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ Example:
     python tools/demo.py seg        # a segmentor
     python tools/demo.py sagd       # the detector, trained with SA-GD
     python tools/demo.py inr        # coordinate networks: a picture, CT and MRI
+    python tools/demo.py shape      # coordinate networks: a shape, with and without batch norm
     python tools/demo.py views      # a scene from 24 pictures, seen from where no picture was taken
     python tools/demo.py surface    # its surface from the same pictures, and depth from two photographs
 """
@@ -49,6 +50,10 @@ METRICS = {
     'signal/baseline_PSNR': 'classical PSNR, dB',
     'signal/baseline_SSIM': 'classical SSIM',
     'signal/bpp': 'bits per pixel',
+    'shape/IoU': 'IoU',
+    'shape/chamfer': 'chamfer',
+    'shape/chamfer_floor': 'of the truth itself',
+    'shape/normal_consistency': 'normal consistency',
     'signal/depth_error': 'depth error',
     'signal/mask_IoU': 'mask IoU',
     'stereo/EPE': 'disparity error, px',
@@ -95,6 +100,8 @@ SIGNAL: dict[str, Any] = dict(budget='max_iters', per_epoch=20)
 PICTURE = Job('picture', 'inr/picture_astronaut.py', **SIGNAL)
 CT = Job('ct', 'inr/ct_phantom.py', **SIGNAL)
 MRI = Job('mri', 'inr/mri_phantom.py', **SIGNAL)
+SHAPE = Job('shape', 'inr/shape_terrain.py', **SIGNAL)
+PLAIN_SHAPE = Job('plain_shape', 'inr/shape_terrain_pe.py', **SIGNAL)
 VIEWS = Job('views', 'inr/views_blocks.py', **SIGNAL)
 SURFACE = Job('surface', 'inr/surface_blocks.py', **SIGNAL)
 STEREO = Job('stereo', 'inr/stereo_motorcycle.py', **SIGNAL)
@@ -339,6 +346,7 @@ TASKS = {
     'seg': Task([[DIGITS, REFOCUS, SEGMENTOR]], 'maps', maps_of),
     'sagd': Task([[DIGITS, REFOCUS, SAGD_DETECTOR]], 'predictions.pkl', boxes_of),
     'inr': Task([[MRI, PICTURE], [CT]]),
+    'shape': Task([[SHAPE], [PLAIN_SHAPE]]),
     'views': Task([[VIEWS]], films=(TURNING,)),
     'surface': Task([[SURFACE], [STEREO]], films=(TURNING,)),
 }

@@ -121,6 +121,26 @@ class MeasurementOperator(nn.Module):
         """Evaluate the field once at positions that are distributed as in training, for norms that measure them."""
         field(self.coordinates(coords))
 
+    def solid(self, field: Field, points: Tensor, cell: float) -> Tensor:
+        """Return what of the field is a shape: a function of points (N, 3), positive inside and zero on the surface, (N,).
+
+        Args:
+            field: The represented function.
+            points: Where.
+            cell: The distance of neighboring points where the surface is looked for.
+
+        Raises:
+            ValueError: If the field is none.
+        """
+        raise ValueError(
+            f'{type(self).__name__} measures no shape, so that there is no surface to export; use a config of '
+            'mmext.PointOperator, or one with a renderer'
+        )
+
+    def colors(self, field: Field, points: Tensor, normals: Tensor) -> Tensor | None:
+        """Return the colors of points on the surface, seen against their normals, (N, 3) each; None if it has none."""
+        return None
+
     @torch.no_grad()
     def measure(self, image: Tensor) -> Tensor:
         """Simulate the measurement of a true image, noise included: the same for the same seed."""

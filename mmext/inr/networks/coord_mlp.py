@@ -33,7 +33,8 @@ class CoordMLP(CoordNetwork):
     Args:
         in_features: d, the number of coordinates.
         out_features: Values per position.
-        width: Outputs of each hidden layer. A complex activation gets :math:`\lfloor\mathrm{width}/\sqrt 2\rfloor`.
+        width: Outputs of each hidden layer. A complex activation gets :math:`\lfloor\mathrm{width}/\sqrt 2\rfloor`, one with a
+            second layer beside each :math:`\lfloor\mathrm{width}/2\rfloor`.
         depth: Number of hidden layers, the first one included.
         encoding: Config of the encoding, None for the bare coordinates.
         act_cfg: Any registered activation. One with a method ``init_linear`` draws the weights of its layer; behind all
@@ -95,9 +96,14 @@ class CoordMLP(CoordNetwork):
             raise ValueError(
                 f'CoordMLP has no norm for the complex values of {activation.__name__}; pass norm_cfg=None'
             )
-        self.width = int(width / 2**0.5) if self.complex_valued else width
+        orthogonal = bool(act_cfg.get('orthogonal', False))
+        self.width = int(width / (2 if orthogonal else 2**0.5)) if self.complex_valued else width
+        if self.width < 1:
+            raise ValueError(f'CoordMLP has no feature left of {width=} for {activation.__name__}; set a larger width')
 
         self.linears: Any = nn.ModuleList()
+        # Second layers, which only an activation with two inputs has.
+        self.beside: Any = nn.ModuleList()
         self.norms: Any = nn.ModuleList()
         self.activations: Any = nn.ModuleList()
         features = self.encoding.out_features
@@ -106,6 +112,8 @@ class CoordMLP(CoordNetwork):
             dtype = torch.cfloat if self.complex_valued and index else None
             features += self.encoding.out_features if index in self.skips else 0
             self.linears.append(nn.Linear(features, self.width, dtype=dtype))
+            if orthogonal:
+                self.beside.append(nn.Linear(features, self.width, dtype=dtype))
             self.norms.append(build_position_norm(norm_cfg, self.width, -1) if norm_cfg else nn.Identity())
             first = dict(first=True) if index == 0 and accepts(activation, 'first') else {}
             self.activations.append(build_activation_layer({**act_cfg, **first}))
@@ -122,6 +130,8 @@ class CoordMLP(CoordNetwork):
                 act.init_linear(linear, first=index == 0)
             else:
                 linear.reset_parameters()
+        for linear in self.beside:
+            linear.reset_parameters()
 
     def reset_parameters(self) -> None:
         for module in (self.encoding, *self.norms, *self.activations, self.last_norm):
@@ -134,6 +144,9 @@ class CoordMLP(CoordNetwork):
         features = encoded = self.encoding(coords.reshape(-1, self.in_features)).to(self.linears[0].weight.dtype)
         for index, (linear, norm, act) in enumerate(zip(self.linears, self.norms, self.activations, strict=True)):
             features = torch.cat((features, encoded.to(features)), dim=-1) if index in self.skips else features
+            if self.beside:
+                features = act(linear(features), self.beside[index](features))
+                continue
             features = linear(features)
             features = act(norm(features)) if self.norm_position == 'pre' else norm(act(features))
         if len(self.linears) in self.skips:

@@ -41,11 +41,8 @@ def draw_shape(sample: Any, title: str = '', quality: Mapping[str, float] | None
     rows = [*inside, *(['apart'] if len(inside) == 2 else [])]
     figure = new_figure(9.3, 3.0 * len(rows) + 0.5)
     shown = (('IoU', 4), ('chamfer', 4), ('normal_consistency', 3))
-    note = ', '.join(
-        f'{name.replace("_", " ")} {value:.{d}f}'
-        for name, d in shown
-        if (value := (quality or {}).get(name)) is not None
-    )
+    known = quality or {}
+    note = ', '.join(f'{name.replace("_", " ")} {known[name]:.{digits}f}' for name, digits in shown if name in known)
     figure.suptitle(', '.join(filter(None, (title, note))), fontsize=12)
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for column, (name, axis, right, up) in enumerate(_VIEWS):

@@ -37,9 +37,8 @@ def draw_views(samples: Sequence[Any], title: str = '', quality: Mapping[str, fl
     height, width = samples[0].get('prediction').shape[:2]
     aspect = min(max(height / width, 0.5), 2)
     figure = new_figure(2.1 * len(columns) + 0.3, 2.1 * aspect * len(rows) + 0.5 + 0.3 * len(rows))
-    note = ', '.join(
-        f'{name} {quality[name]:.{d}f}' for name, d in (('PSNR', 2), ('SSIM', 3)) if name in (quality or {})
-    )
+    known = quality or {}
+    note = ', '.join(f'{name} {known[name]:.{digits}f}' for name, digits in (('PSNR', 2), ('SSIM', 3)) if name in known)
     figure.suptitle(', '.join(filter(None, (title, note))), fontsize=11)
     panels = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, row, sample in zip(panels, rows, samples, strict=True):

@@ -67,8 +67,8 @@ class SignalHook(Hook):
         dataset = runner.train_dataloader.dataset
         if isinstance(dataset, GivesStatisticsSample):
             # Not an item: that would be missing from what is trained on.
-            coords = dataset.statistics_sample()
-            return unwrap(runner.model).data_preprocessor(dict(inputs=[coords]))['inputs'][0]
+            preprocessor: Any = unwrap(runner.model).data_preprocessor
+            return preprocessor(dict(inputs=[dataset.statistics_sample()]))['inputs'][0]
         return self._sample(runner)['inputs'][0]
 
     @staticmethod

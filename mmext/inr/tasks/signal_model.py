@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from mmext.errors import UsageError
 from mmext.inr.grid import coordinate_grid
 from mmext.inr.networks.fresh import choose_for_run, open_frequencies
 from mmext.inr.tasks.compression import stored_bits
+from mmext.inr.tasks.mesh_files import write_mesh
+from mmext.inr.tasks.surfaces import extract_mesh
 from mmext.norms.position_norm import freeze_stats
 from mmext.numerics import at_least_float32, full_precision
 from mmext.registry import MODELS, resolve
@@ -218,6 +221,36 @@ class SignalModel(BaseModel):
             # There is a grid whose pixels the network stores.
             result.set_metainfo(dict(stored_bits=stored_bits(self.network)))
         return result
+
+    @torch.no_grad()
+    def export_surface(
+        self, path: str | Path, resolution: int = 128, level: float = 0.0, color: bool = False
+    ) -> tuple[int, int, float]:
+        """Write the surface of the represented shape as a mesh in [-1, 1].
+
+        Args:
+            path: A ``.ply`` or ``.obj`` file.
+            resolution: Points per axis of the grid on which the surface is looked for.
+            level: How far above the surface's own level, in values of the field.
+            color: Also write colors of the vertices, where the field has them.
+
+        Returns:
+            The number of vertices and of faces, and the volume inside.
+
+        Raises:
+            ValueError: If the operator measures nothing that has a surface, the network takes no points of three
+                coordinates, or colors are wanted that there are not.
+        """
+        cell, device = 2 / max(resolution - 1, 1), next(self.parameters()).device
+        mesh = extract_mesh(partial(self.operator.solid, self.image, cell=cell), resolution, level, device=device)
+        colors = None
+        if color and len(mesh.faces):
+            points, normals = (torch.from_numpy(x).float().to(device) for x in (mesh.vertices, mesh.vertex_normals()))
+            colors = self.operator.colors(self.image, points, normals)
+            if colors is None:
+                raise ValueError(f'{type(self.operator).__name__} knows no colors; leave color out')
+        write_mesh(path, mesh, None if colors is None else colors.cpu().numpy())
+        return len(mesh.vertices), len(mesh.faces), mesh.volume()
 
     def measurement(self, sample: BaseDataElement) -> Tensor:
         """Return what was measured, or simulate it once for each signal."""

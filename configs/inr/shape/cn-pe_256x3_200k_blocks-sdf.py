@@ -1,0 +1,4 @@
+_base_ = '../_base_/shape-256_200k_sdf.py'
+model = dict(
+    network=dict(encoding=dict(type='mmext.PositionalEncoding', num_octaves=6), norm_cfg=dict(type='mmext.CrossNorm'))
+)

@@ -1,0 +1,1 @@
+_base_ = '../_base_/shape-64_500.py'

@@ -1,0 +1,170 @@
+"""The points of a shape, as a data set."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from mmext.arguments import Count, NonNegative, Share
+from mmext.inr.grid import coordinate_grid
+from mmext.inr.tasks.drawing_shapes import inside_of, shaded_view
+from mmext.inr.tasks.shapes import load_shape
+from mmext.registry import DATASETS
+
+__all__ = ['ShapeDataset']
+
+#: Points that a hook measures statistics on.
+_SAMPLE = 65536
+#: Signed distances are computed once, of that many times the points of a step.
+_POOL = 32
+
+
+@DATASETS.register_module()
+class ShapeDataset(Dataset):
+    """Points of a shape that are drawn anew in each step, or the grid of all (ours).
+
+    Occupancy is known on a grid, whose points are drawn: a share of them near the surface, where a neighbor, also across a
+    corner, is on the other side. Signed distances are known everywhere. They are drawn from 32 times the points, which are
+    computed once: a share of them near points of the surface, the others evenly in [-1, 1].
+
+    Args:
+        shape: ``'terrain'``, ``'blocks'``, ``'cortex'`` if nilearn is installed, or the path of a closed mesh or a volume, see
+            :func:`mmext.inr.load_shape`.
+        kind: ``'occupancy'``, one inside and zero outside, or ``'sdf'``, the signed distance, negative inside.
+        size: Points of the grid per axis, from -1 to 1.
+        points: Points that a step sees.
+        near: The share of them that is near the surface; the others are even.
+        spread: Standard deviation of the distances from the surface of points near it; of ``'sdf'`` only.
+        split: ``'train'``: one item, drawn; ``'test'``: the grid.
+        seed: Of what is drawn.
+
+    Shape:
+        The item is ``inputs``, points (n, 3) or the grid (size, size, size, 3), and ``data_samples``, a ``BaseDataElement``
+        with ``measurement`` (n, 1), or with ``target`` (size, size, size, 1) and ``surface``, the true
+        :class:`mmext.inr.Mesh`, and the metainfo ``signal``, ``size`` and ``kind``.
+
+    Raises:
+        ValueError: If there is no such shape, its mesh is not watertight, or nothing is near its surface on the grid.
+        ImportError: If a package is missing that the shape comes with.
+
+    Example:
+        >>> item = ShapeDataset(shape='blocks', size=16, points=100)[0]
+        >>> item['inputs'].shape, item['data_samples'].measurement.shape
+        (torch.Size([100, 3]), torch.Size([100, 1]))
+    """
+
+    example = dict(shape='blocks', size=16, points=100)
+
+    def __init__(
+        self,
+        shape: str = 'terrain',
+        kind: Literal['occupancy', 'sdf'] = 'occupancy',
+        size: Count = 64,
+        points: Count = 8192,
+        near: Share = 0.5,
+        spread: NonNegative = 0.05,
+        split: Literal['train', 'test'] = 'train',
+        seed: int = 0,
+    ) -> None:
+        if size < 4:
+            raise ValueError(f'ShapeDataset needs a grid of four points per axis at least, got {size=}')
+        self.shape = load_shape(shape)
+        self.kind = kind
+        self.size = size
+        self.points = points
+        self.near = near
+        self.spread = spread
+        self.split = split
+        self.seed = seed
+        self.metainfo: dict[str, Any] = dict(signal=shape, size=(size, size, size), kind=kind)
+        self._drawn = 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in (0, -1):
+            raise IndexError(f'ShapeDataset has one item, got the index {index}')
+        sample = BaseDataElement(metainfo=self.metainfo)
+        if self.split == 'test':
+            sample.target = self._target
+            sample.surface = self.shape.surface
+            return dict(inputs=self.grid, data_samples=sample)
+        worker = get_worker_info()
+        inputs, sample.measurement = self._draw(
+            self.points, self.seed, self._drawn, 0 if worker is None else 1 + worker.id
+        )
+        self._drawn += 1
+        return dict(inputs=inputs, data_samples=sample)
+
+    def statistics_sample(self) -> Tensor:
+        """Return points distributed as in training, the same at each call; no later draw changes by it."""
+        return self._draw(_SAMPLE, self.seed, -1, 0)[0]
+
+    def overview(self) -> Tensor:
+        """Return the shape from three sides, shaded, (3, 3, size, size)."""
+        field = inside_of(self._target, self.kind)[..., 0]
+        smooth = self.kind == 'occupancy'
+        views = [shaded_view(field, *axes, smooth=smooth)[0] for axes in ((0, 1, 2), (1, 0, 2), (2, 0, 1))]
+        return torch.stack([torch.as_tensor(view).float().movedim(-1, 0).flip(1) for view in views])
+
+    @cached_property
+    def grid(self) -> Tensor:
+        """All points, (size, size, size, 3)."""
+        return coordinate_grid(self.size, self.size, self.size)
+
+    @cached_property
+    def _occupied(self) -> Tensor:
+        return self.shape.voxels(self.size).float()
+
+    @cached_property
+    def _target(self) -> Tensor:
+        return (self._occupied if self.kind == 'occupancy' else self.shape.distance(self.grid))[..., None]
+
+    @cached_property
+    def _near_surface(self) -> Tensor:
+        """The indices of points on the grid that have a neighbor on the other side."""
+        occupied = F.pad(self._occupied[None, None], (1,) * 6)
+        shell = F.max_pool3d(occupied, 3, 1) != -F.max_pool3d(-occupied, 3, 1)
+        found = shell.flatten().nonzero().squeeze(1)
+        if not len(found):
+            raise ValueError(
+                f'ShapeDataset finds nothing of {self.metainfo["signal"]} on a grid of {self.size} points per axis; set a '
+                'larger size'
+            )
+        return found
+
+    @cached_property
+    def _pool(self) -> tuple[Tensor, Tensor, int]:
+        """Points and their signed distances, those near the surface first, and how many these are."""
+        generator = torch.Generator().manual_seed(self.seed)
+        total = _POOL * self.points
+        count = round(self.near * total)
+        close = torch.from_numpy(self.shape.surface.sample(max(count, 1), self.seed)[0][:count]).float()
+        close = (close + self.spread * torch.randn(close.shape, generator=generator)).clamp(-1, 1)
+        even = 2 * torch.rand(total - count, 3, generator=generator) - 1
+        points = torch.cat((close, even))
+        return points, self.shape.distance(points), count
+
+    def _draw(self, points: int, *key: int) -> tuple[Tensor, Tensor]:
+        """Draw points and their values; the same for the same key."""
+        seed = np.random.SeedSequence([part + 1 for part in key]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+        count = round(self.near * points)
+        if self.kind == 'sdf':
+            coords, values, close = self._pool
+            parts = [(0, close, count), (close, len(coords), points - count)]
+            chosen = torch.cat([torch.randint(a, b, (n,), generator=generator) for a, b, n in parts if n])
+            return coords[chosen], values[chosen, None]
+        even = torch.randint(self.size**3, (points - count,), generator=generator)
+        if count:
+            shell = self._near_surface
+            even = torch.cat((shell[torch.randint(len(shell), (count,), generator=generator)], even))
+        return self.grid.flatten(0, -2)[even], self._occupied.flatten()[even, None]
