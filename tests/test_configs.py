@@ -46,7 +46,7 @@ def load(path):
     cfg = Config.fromfile(ROOT / path if path.startswith('configs/') else path)
     if cfg.get('default_scope') == 'mmengine':
         data = cfg.train_dataloader.dataset
-        small = dict(size=SIZE // 2, rays=8, views=3, supersample=1)
+        small = dict(size=SIZE // 2, rays=8, points=64, views=3, supersample=1)
         data.update({k: v for k, v in small.items() if takes(require(data, DATASETS), k)})
         # What is chosen from the signal is the first candidate, unless the choice is what is tested.
         for request in open_frequencies(cfg.model.to_dict(), ('model',)):

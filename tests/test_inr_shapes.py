@@ -213,11 +213,13 @@ def mesh_file(tmp_path_factory):
 def test_drawn_points_carry_their_own_values(kind, mesh_file):
     args = dict(shape=mesh_file, kind=kind, size=16, points=400, seed=3)
     data, again = ShapeDataset(**args), ShapeDataset(**args)
-    first, second = data[0], data[0]
+    first, second = data[0], data[1]
     assert not torch.equal(first['inputs'], second['inputs'])
-    assert torch.equal(first['inputs'], again[0]['inputs'])
-    again.statistics_sample()
-    assert torch.equal(second['inputs'], again[0]['inputs']), 'a hook that looks on changes no draw'
+    assert torch.equal(first['inputs'], data[-len(data)]['inputs'])
+    assert torch.equal(second['inputs'], again[1]['inputs']), 'a draw hangs on its number alone'
+    assert torch.equal(data.statistics_sample(), again.statistics_sample())
+    with pytest.raises(IndexError, match='ShapeDataset has 131072 items'):
+        data[len(data)]
     assert not torch.equal(ShapeDataset(**{**args, 'seed': 4})[0]['inputs'], first['inputs'])
     radius = 1 / 1.05
     for item in (first, second):
@@ -338,8 +340,8 @@ def test_statistics_of_training_are_better_than_those_of_the_grid():
     network['encoding'] = dict(type='mmext.PositionalEncoding', num_octaves=3)
     model = MODELS.build(dict(type='mmext.SignalModel', network=network, operator=dict(type='mmext.PointOperator')))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(150):
-        item = data[0]
+    for step in range(150):
+        item = data[step]
         optimizer.zero_grad()
         model([item['inputs']], [item['data_samples']], mode='loss')['loss'].backward()
         optimizer.step()

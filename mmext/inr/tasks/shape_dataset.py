@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from mmext.arguments import Count, NonNegative, Share
 from mmext.inr.grid import coordinate_grid
@@ -22,6 +22,8 @@ __all__ = ['ShapeDataset']
 
 #: Points that a hook measures statistics on.
 _SAMPLE = 65536
+#: Draws before they are repeated. One is the index of an item, so that a run that is resumed, or has workers, sees the same.
+_DRAWS = 2**17
 #: Signed distances are computed once, of that many times the points of a step.
 _POOL = 32
 
@@ -42,7 +44,7 @@ class ShapeDataset(Dataset):
         points: Points that a step sees.
         near: The share of them that is near the surface; the others are even.
         spread: Standard deviation of the distances from the surface of points near it; of ``'sdf'`` only.
-        split: ``'train'``: one item, drawn; ``'test'``: the grid.
+        split: ``'train'``: an item for each step, its points drawn anew; ``'test'``: the grid.
         seed: Of what is drawn.
 
     Shape:
@@ -84,29 +86,24 @@ class ShapeDataset(Dataset):
         self.split = split
         self.seed = seed
         self.metainfo: dict[str, Any] = dict(signal=shape, size=(size, size, size), kind=kind)
-        self._drawn = 0
 
     def __len__(self) -> int:
-        return 1
+        return _DRAWS if self.split == 'train' else 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index not in (0, -1):
-            raise IndexError(f'ShapeDataset has one item, got the index {index}')
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'ShapeDataset has {len(self)} items, got the index {index}')
         sample = BaseDataElement(metainfo=self.metainfo)
         if self.split == 'test':
             sample.target = self._target
             sample.surface = self.shape.surface
             return dict(inputs=self.grid, data_samples=sample)
-        worker = get_worker_info()
-        inputs, sample.measurement = self._draw(
-            self.points, self.seed, self._drawn, 0 if worker is None else 1 + worker.id
-        )
-        self._drawn += 1
+        inputs, sample.measurement = self._draw(self.points, self.seed, index % len(self))
         return dict(inputs=inputs, data_samples=sample)
 
     def statistics_sample(self) -> Tensor:
-        """Return points distributed as in training, the same at each call; no later draw changes by it."""
-        return self._draw(_SAMPLE, self.seed, -1, 0)[0]
+        """Return points distributed as in training, the same at each call."""
+        return self._draw(_SAMPLE, self.seed, _DRAWS)[0]
 
     def overview(self) -> Tensor:
         """Return the shape from three sides, shaded, (3, 3, size, size)."""
@@ -155,7 +152,7 @@ class ShapeDataset(Dataset):
 
     def _draw(self, points: int, *key: int) -> tuple[Tensor, Tensor]:
         """Draw points and their values; the same for the same key."""
-        seed = np.random.SeedSequence([part + 1 for part in key]).generate_state(1, np.uint64)[0]
+        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
         count = round(self.near * points)
         if self.kind == 'sdf':
