@@ -54,7 +54,8 @@ def _read_ply(data: bytes) -> Mesh:
     end = data.index(b'end_header')
     end = data.index(b'\n', end) + 1
     header = data[:end].decode('ascii').split('\n')
-    form, elements = 'ascii', []
+    form = 'ascii'
+    elements: list[tuple[str, int, list[list[str]]]] = []
     for words in (line.split() for line in header):
         if words[:1] == ['format']:
             form = words[1]
@@ -93,6 +94,8 @@ def _ascii_element(values: np.ndarray, place: int, count: int, properties: list)
 
 
 def _binary_element(data: bytes, place: int, count: int, properties: list, order: str) -> tuple[dict, int]:
+    if not count:
+        return {p[-1]: np.zeros((0, 3) if p[0] == 'list' else 0) for p in properties}, place
     if all(p[0] != 'list' for p in properties):
         row = np.dtype([(p[-1], order + _PLY_TYPES[p[0]]) for p in properties])
         table = np.frombuffer(data, row, count, place)
@@ -103,7 +106,7 @@ def _binary_element(data: bytes, place: int, count: int, properties: list, order
     for p in properties:
         if p[0] == 'list':
             length_type = np.dtype(order + _PLY_TYPES[p[1]])
-            length = int(np.frombuffer(data, length_type, 1, probe)[0]) if count else 3
+            length = int(np.frombuffer(data, length_type, 1, probe)[0])
             fields += [(f'{p[-1]} length', length_type), (p[-1], order + _PLY_TYPES[p[2]], (length,))]
         else:
             fields.append((p[-1], order + _PLY_TYPES[p[0]]))
@@ -151,6 +154,7 @@ def _read_obj(data: bytes) -> Mesh:
 
 def _read_stl(data: bytes) -> Mesh:
     count = int.from_bytes(data[80:84], 'little')
+    corners: Any
     if len(data) == 84 + 50 * count:
         row = np.dtype([('normal', '<f4', 3), ('corners', '<f4', (3, 3)), ('extra', '<u2')])
         corners = np.frombuffer(data, row, count, 84)['corners'].reshape(-1, 3)
@@ -204,8 +208,9 @@ def write_mesh(path: str | Path, mesh: Mesh, colors: np.ndarray | None = None) -
         table = np.empty(len(mesh.vertices), names)
         for i, axis in enumerate('xyz'):
             table[axis] = mesh.vertices[:, i]
-        for i, name in enumerate(() if shades is None else ('red', 'green', 'blue')):
-            table[name] = shades[:, i]
+        if shades is not None:
+            for i, name in enumerate(('red', 'green', 'blue')):
+                table[name] = shades[:, i]
         faces = np.empty(len(mesh.faces), [('length', 'u1'), ('index', '<i4', (3,))])
         faces['length'], faces['index'] = 3, mesh.faces
         lines = ['ply', 'format binary_little_endian 1.0', f'element vertex {len(table)}']

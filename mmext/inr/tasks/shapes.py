@@ -113,7 +113,7 @@ def load_shape(name: str) -> Shape:
     elif not Path(name).suffix:
         near = difflib.get_close_matches(name, SHAPES, n=1, cutoff=0.0)
         raise ValueError(
-            f'there is no shape {name!r}; shapes without a file are {", ".join(SHAPES)}, the nearest is {near[0]}'
+            f'ShapeDataset knows no shape={name!r}; shapes without a file are {", ".join(SHAPES)}, the nearest is {near[0]}'
         )
     else:
         path = Path(name)
