@@ -100,7 +100,7 @@ class KeypointHead(BaseModule):
         shared_stacked_convs: Annotated[Few, at_least(0)] = 0,
         logits_convs: Annotated[Few, at_least(0)] = 1,
         strides: Annotated[Sequence[Count], some] = (8, 16, 32, 64, 128),
-        kinds: Annotated[Kinds, some] = tuple(POINTS),  # type: ignore[assignment]
+        kinds: Annotated[Kinds, some] = ('top_left_corner', 'bottom_right_corner', 'center'),
         assigner: Cfg = dict(type='mmext.PointKptAssigner'),  # noqa: B006
         loss_cls: Cfg = dict(type='mmdet.GaussianFocalLoss', loss_weight=0.25),  # noqa: B006
         loss_offset: Cfg = dict(type='mmdet.SmoothL1Loss', beta=1.0, loss_weight=1.0),  # noqa: B006
@@ -361,7 +361,7 @@ class _BVRHead(BaseModule):
     def loss(self, x: Sequence[Tensor], batch_data_samples: list) -> dict[str, Any]:
         """Return the losses of the host's head and of the key points."""
         pairs, scores, offsets = self.bridge(x)
-        losses = super().loss(pairs, batch_data_samples)  # type: ignore[misc]
+        losses = super().loss(pairs, batch_data_samples)
         return {**losses, **self._point_losses(scores, offsets, batch_data_samples)}
 
     def loss_and_predict(
@@ -369,7 +369,7 @@ class _BVRHead(BaseModule):
     ) -> tuple[dict[str, Any], list]:
         """Return the losses and the predictions of the host's head, and the losses of the key points."""
         pairs, scores, offsets = self.bridge(x)
-        losses, found = super().loss_and_predict(pairs, batch_data_samples, proposal_cfg)  # type: ignore[misc]
+        losses, found = super().loss_and_predict(pairs, batch_data_samples, proposal_cfg)
         return {**losses, **self._point_losses(scores, offsets, batch_data_samples)}, found
 
     def _point_losses(self, scores: Maps, offsets: Maps, samples: list) -> dict[str, Tensor]:
