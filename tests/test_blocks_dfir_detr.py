@@ -208,7 +208,7 @@ def test_stands_in_a_stock_residual_network():
     assert isinstance(net.layer4[1], DCFA)
     assert net(torch.randn(1, 3, 64, 33))[-1].shape == (1, 64, 2, 2)
     rule['match'] = r'layer4\.0$'
-    with pytest.raises(ValueError, match=r'layer4\.0, because .* its shortcut is a convolution'):
+    with pytest.raises(ValueError, match=r'layer4\.0, because .*its shortcut is a convolution'):
         MODELS.build(dict(type='mmext.swap_layers', model=stock, rules=[rule]))
 
 

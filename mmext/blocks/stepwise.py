@@ -138,11 +138,14 @@ class ViTBranch(Branch):
             for window in windows
         )
         self.step_widths, self.step_strides = [embed_dims] * depth, [patch_size] * depth
-        self.register_load_state_dict_pre_hook(_fit_positions)
 
     @property
     def steps(self) -> Sequence[nn.Module]:
         return list(self.blocks)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        _fit_positions(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def keep(self, groups: int) -> None:
         super().keep(groups)
@@ -172,7 +175,7 @@ class ViTBranch(Branch):
         return x, size
 
 
-def _fit_positions(branch: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _fit_positions(branch: ViTBranch, state: dict[str, Any], prefix: str) -> None:
     """Take what a released file holds, and bring its code of positions to the grid, without that of a class token."""
     if isinstance(inside := state.pop(f'{prefix}model', None), Mapping):
         state.update({f'{prefix}{name}': tensor for name, tensor in inside.items()})
