@@ -93,10 +93,12 @@ def _order(rows: Tensor, reverse: bool) -> list[int]:
 
 def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     rows = rows.contiguous()
-    messages = torch.zeros_like(rows)
+    messages, order = torch.empty_like(rows), _order(rows, reverse)
+    for first in order[:1]:
+        messages[first].zero_()
     matrix = weight.permute(2, 1, 0).flatten(0, 1)
     windows = _Windows(rows, weight.shape[2])
-    for before, here in pairwise(_order(rows, reverse)):
+    for before, here in pairwise(order):
         torch.add(rows[before], messages[before], out=windows.center[0])
         told = messages[here].flatten(0, 1)
         if bias is None:
@@ -149,10 +151,13 @@ def _pairs(reverse: bool) -> tuple[slice, slice]:
 
 def _gradients(rows: Tensor, weight: Tensor, messages: Tensor, grad: Tensor, reverse: bool) -> tuple[Tensor, ...]:
     rows, grad, taps = rows.contiguous(), grad.contiguous(), weight.shape[2]
-    to_rows, passed = torch.zeros_like(rows), torch.zeros_like(rows)
+    to_rows, passed, order = torch.empty_like(rows), torch.empty_like(rows), _order(rows, reverse)
+    for first, last in zip(order[:1], order[-1:], strict=True):
+        passed[first].zero_()
+        to_rows[last].zero_()
     matrix = weight.flip(2).permute(2, 0, 1).flatten(0, 1)
     windows = _Windows(rows, taps)
-    for here, before in pairwise(reversed(_order(rows, reverse))):
+    for here, before in pairwise(reversed(order)):
         torch.add(grad[here], to_rows[here], out=passed[here])
         passed[here].mul_(messages[here] > 0)
         windows.center[0].copy_(passed[here])
