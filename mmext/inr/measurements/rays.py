@@ -89,7 +89,8 @@ def pixel_rays(pose: Tensor, row: Tensor, column: Tensor, lens: Lens) -> Tensor:
 def camera_rays(pose: Tensor, size: tuple[int, int], lens: Lens) -> Tensor:
     """Return the rays of a camera through the centers of all pixels, (H, W, 6), see :func:`pixel_rays`."""
     rows, columns = (torch.arange(side).to(pose) + 0.5 for side in size)
-    return pixel_rays(pose, *torch.meshgrid(rows, columns, indexing='ij'), lens)
+    row, column = torch.meshgrid(rows, columns, indexing='ij')
+    return pixel_rays(pose, row, column, lens)
 
 
 def simple_lens(size: tuple[int, int], field_of_view: float) -> Lens:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.arguments import Cfg, Count, Few, Natural, Positive
 from mmext.inr.networks.base import CoordNetwork, build_position_norm
-from mmext.norms.position_norm import PositionNorm
+from mmext.norms.position_norm import PositionNorm, constant_stats
 from mmext.registry import MODELS
 
 __all__ = ['SDFMLP', 'SDFField', 'WeightNormLinear']
@@ -267,8 +267,6 @@ class SDFField(CoordNetwork):
             values = self.sdf(points)
             seen = values[..., 0]
             if self.training and self.relative:
-                from mmext.norms import constant_stats
-
                 with constant_stats(self.sdf):
                     seen = self.sdf(points)[..., 0]
             (gradient,) = torch.autograd.grad(seen.sum(), points, create_graph=learns and self.training)

@@ -351,7 +351,7 @@ def _points(folder: Path, binary: bool) -> Tensor | None:
     path = folder / ('points3D.bin' if binary else 'points3D.txt')
     if not path.is_file():
         return None
-    found = []
+    found: list[Any] = []
     if not binary:
         found = [[float(v) for v in row[1:4]] for row in _rows(path) if row]
     else:
