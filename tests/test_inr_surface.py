@@ -1,13 +1,17 @@
 """Surfaces from views: the weights of NeuS, the start of its network, and the field with its gradient."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmext.folding import fold
 from mmext.inr import (
     SDFMLP,
     SDFField,
+    SurfaceHook,
     SurfaceRenderer,
     ViewDataset,
     block_distance,
@@ -212,6 +216,31 @@ def test_losses_are_those_of_color_mask_and_slope():
     (losses['loss_render'] + losses['loss_mask'] + penalties['loss_eikonal']).backward()
     assert renderer.log_sharpness.grad.abs() > 0
     assert all(p.grad is not None for p in field.parameters())
+
+
+@pytest.mark.parametrize(('offset', 'limit'), [(0.0, 0.005), (0.05, 0.1)])
+def test_the_surface_is_compared_with_the_true_one(offset, limit):
+    def field(points, only_distance=False):
+        return block_distance(points)[..., None] - offset
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.operator, self.image = SurfaceRenderer(samples=2), field
+
+    dataset = dict(type='mmext.ViewDataset', split='test', size=8, held_out=1)
+    scalars = {}
+    runner = SimpleNamespace(
+        cfg=Config(dict(test_dataloader=dict(dataset=dataset))),
+        model=Model(),
+        message_hub=SimpleNamespace(update_scalar=scalars.__setitem__),
+    )
+    metrics = {}
+    SurfaceHook(resolution=48).after_test_epoch(runner, metrics)
+    floor = metrics['surface/chamfer_floor']
+    assert offset * 0.8 <= metrics['surface/chamfer'] - floor < limit
+    assert metrics['surface/normal_consistency'] > 0.85
+    assert scalars == {f'test/{name}': value for name, value in metrics.items()}
 
 
 def test_says_what_it_needs():

@@ -54,6 +54,9 @@ METRICS = {
     'shape/chamfer': 'chamfer',
     'shape/chamfer_floor': 'of the truth itself',
     'shape/normal_consistency': 'normal consistency',
+    'surface/chamfer': 'chamfer',
+    'surface/chamfer_floor': 'of the truth itself',
+    'surface/normal_consistency': 'normal consistency',
     'signal/depth_error': 'depth error',
     'signal/mask_IoU': 'mask IoU',
     'stereo/EPE': 'disparity error, px',
@@ -348,7 +351,7 @@ TASKS = {
     'inr': Task([[MRI, PICTURE], [CT]]),
     'shape': Task([[SHAPE], [PLAIN_SHAPE]]),
     'views': Task([[VIEWS]], films=(TURNING,)),
-    'surface': Task([[SURFACE], [STEREO]], films=(TURNING,)),
+    'surface': Task([[SURFACE], [STEREO]], films=(TURNING, ('tools/analysis_tools/export_mesh.py', '.ply'))),
 }
 
 

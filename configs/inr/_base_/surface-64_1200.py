@@ -20,6 +20,11 @@ model = dict(
         color=dict(type='mmext.CoordMLP', width=64, depth=2),
     ),
 )
+custom_hooks = [
+    dict(type='mmext.SignalHook'),
+    dict(type='mmext.SurfaceHook'),
+    dict(type='mmext.SignalPictureHook'),
+]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=1200, val_interval=600)
 optim_wrapper = dict(optimizer=dict(type='Adam', lr=2e-3))
 param_scheduler = [
