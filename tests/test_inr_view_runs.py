@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from mmext.errors import UsageError
@@ -48,7 +49,7 @@ def config(tmp_path):
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_trains_tests_draws_and_resumes(name, config, tmp_path):
+def test_trains_tests_and_resumes_as_if_never_stopped(name, config, tmp_path):
     path = config(name)
     whole = train([path, '--work-dir', str(tmp_path / 'whole')])
     metrics = evaluate([path, str(tmp_path / 'whole/iter_4.pth'), '--work-dir', str(tmp_path / 'test')])
@@ -58,10 +59,12 @@ def test_trains_tests_draws_and_resumes(name, config, tmp_path):
     assert 'signal/bpp' not in metrics
     assert ('pose/rotation' in metrics) == (name == 'posed')
     assert (tmp_path / 'test/pictures/test.png').is_file()
-    assert (
-        train([path, '--work-dir', str(tmp_path / 'whole'), '--resume', '--cfg-options', 'train_cfg.max_iters=5']).iter
-        == 5
-    )
+    two = ['--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+    train([path, '--work-dir', str(tmp_path / 'parts'), *two])
+    parts = train([path, '--work-dir', str(tmp_path / 'parts'), '--resume'])
+    expected = whole.model.state_dict()
+    for key, value in parts.model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
 
 
 def test_is_deployed_and_filmed(config, tmp_path):
