@@ -180,6 +180,16 @@ def test_head_is_on_the_last_map_only():
     assert [o.shape[1] for o in model(torch.randn(2, 3, 64, 64))] == [16, 16, 32, 48]
 
 
+def test_outputs_are_normed_behind_the_head():
+    plain = FalconNet(arch=TINY, head_channels=48).eval()
+    normed = FalconNet(arch=TINY, head_channels=48, out_norm=dict(type='GN', num_groups=1)).eval()
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(2, 3, 64, 64)
+    assert normed.out_channels == plain.out_channels
+    for a, b in zip(normed(x), plain(x), strict=True):
+        torch.testing.assert_close(a, nn.functional.group_norm(b, 1))
+
+
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 2])
 def test_freezing_holds_through_train(frozen_stages):
     model = FalconNet(arch=TINY, frozen_stages=frozen_stages)

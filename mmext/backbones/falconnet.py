@@ -76,6 +76,7 @@ class FalconNet(Backbone):
             kind; None, as detection and segmentation want it, leaves it out.
         stem_shortcut: Whether the stem has its shortcut.
         drop_path_rate: Drop probability of the last block; it rises linearly from 0 at the first.
+        out_norm: Norm of each returned map, behind the head where there is one.
         with_cp: Whether blocks recompute their activations in the backward pass to save memory.
         conv_cfg: Conv layer of the stem's k x k convolutions and of every spatial operator that is a plain ``Conv2d``, e.g.
             ``dict(type='mmext.RefConv2d')``, which turns a network trained with
@@ -126,6 +127,7 @@ class FalconNet(Backbone):
         head_channels: Count | None = None,
         stem_shortcut: bool = True,
         drop_path_rate: DropRate = 0.0,
+        out_norm: Cfg | None = None,
         with_cp: bool = False,
         conv_cfg: Cfg | None = None,
         norm_cfg: Cfg = dict(type='BN'),  # noqa: B006
@@ -163,19 +165,18 @@ class FalconNet(Backbone):
             )
             self.stages.append(Sequential(stage))
         self.head = None
-        self.out_channels = tuple(channels[i] for i in self.out_indices)
+        widths = [channels[i] for i in self.out_indices]
         if head_channels is not None:
             self.head = ConvModule(
                 channels[-1], head_channels, 1, norm_cfg=norm_cfg, act_cfg=with_num_channels(act_cfg, head_channels)
             )
-            self.out_channels = (*self.out_channels[:-1], head_channels)
-        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
+            widths[-1] = head_channels
+        self.set_outputs(widths, [4 * 2**i for i in self.out_indices], out_norm)
         self.finish()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map images, (N, 3, H, W), to the maps of ``out_indices``."""
-        *outs, last = super().forward(x)
-        return (*outs, last if self.head is None else self.head(last))
+    def outputs(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        *outs, last = maps
+        return super().outputs((*outs, last if self.head is None else self.head(last)))
 
 
 def _resolve_blocks(block: str | dict | Sequence[str | dict], num_stages: int) -> list[dict]:
