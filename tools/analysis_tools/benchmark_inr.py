@@ -10,7 +10,10 @@ Medians of thread CPU time, contenders in turns in one process, each compared wi
 - eval: the 28 x 10 perceptron with frozen statistics on 512 x 512, and with its norms fused, against the one without norms;
 - radon: forward and backward of mmext.RadonOperator on 256 x 256, against sampling a rotated image for each view;
 - views: a training step and a rendered picture of a scene, mmext.VolumeRenderer against the loop that one writes down first,
-  with the same perceptron 64 x 4.
+  with the same perceptron 64 x 4;
+- points: a training step on 8,192 points that are drawn of a shape, with the data set and the model, against the same
+  perceptron 64 x 4 on points that lie ready; and which points of a grid of 64 per axis are inside of a mesh of about 10,000
+  triangles, against a test of every triangle with every column.
 
 The allocator is told to keep the pages that it has: where glibc returns them after a step and takes them again in the next one
 is a matter of luck, which made up to a third of a step for one network and nothing for another, and changed from run to run.
@@ -21,11 +24,13 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import itertools
 import math
 import platform
 import sys
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,10 +40,13 @@ from mmext.folding import fold
 from mmext.inr import (
     ConvINR,
     CoordMLP,
+    Mesh,
+    ShapeDataset,
     ViewDataset,
     VolumeRenderer,
     block_distance,
     coordinate_grid,
+    extract_mesh,
     resample,
     unit_ball,
 )
@@ -252,7 +260,61 @@ def plain_picture(network: nn.Module, view: Tensor, samples: int = 96) -> Tensor
     return torch.cat(found).view(*view.shape[:2], 3)
 
 
-SECTIONS = {'train': train, 'fold': folded, 'eval': evaluate, 'radon': radon, 'views': views}
+def points(report: Report, rounds: int) -> None:
+    """The points of shapes, and what is inside of a mesh."""
+    data = ShapeDataset(shape='blocks', size=64)
+    cfg = dict(type='mmext.CoordMLP', in_features=3, out_features=1, width=64, depth=4)
+    model = MODELS.build(dict(type='mmext.SignalModel', network=cfg, operator=dict(type='mmext.PointOperator')))
+    plain = copy.deepcopy(model.network)
+    ready = data[0]
+    coords, values = ready['inputs'], ready['data_samples'].measurement
+    numbers = itertools.count()
+
+    def framed() -> None:
+        item = data[next(numbers) % len(data)]
+        model.zero_grad()
+        model([item['inputs']], [item['data_samples']], mode='loss')['loss'].backward()
+
+    def bare() -> None:
+        plain.zero_grad()
+        F.binary_cross_entropy_with_logits(plain(coords), values).backward()
+
+    check(
+        'points', model([coords], [ready['data_samples']], mode='loss')['loss'], bare_loss(plain, coords, values), 1e-4
+    )
+    times = interleave({'drawn points': framed, 'ready points': bare}, 2 * rounds)
+    against(report, 'training step, drawn points', times, 'drawn points', 'ready points', None)
+
+    mesh = extract_mesh(lambda p: 0.7 - (p * p.new_tensor((1.0, 1.3, 0.9))).norm(dim=-1), 48)
+    if not (mesh.voxels(24) == crossed(mesh, 24)).all():
+        raise RuntimeError('the two ways differ on what is inside of the mesh')
+    times = interleave({'ours': partial(mesh.voxels, 64), 'theirs': partial(crossed, mesh, 64)}, rounds)
+    report.ratio(
+        f'inside of {len(mesh.faces):,} triangles, 64 per axis, against every pair', times['ours'], times['theirs'], 5.0
+    )
+
+
+def bare_loss(network: nn.Module, coords: Tensor, values: Tensor) -> Tensor:
+    """Return the loss in float64."""
+    exact = copy.deepcopy(network).double()
+    return F.binary_cross_entropy_with_logits(exact(coords.double()), values.double())
+
+
+def crossed(mesh: Mesh, size: int) -> np.ndarray:
+    """Return which points of a grid are inside, testing each triangle with all columns."""
+    axis = np.linspace(-1, 1, size)
+    x, y = np.meshgrid(axis + 1.234e-7, axis + 2.718e-7, indexing='ij')
+    odd = np.zeros((size, size, size), bool)
+    for a, b, c in mesh.corners:
+        areas = [(q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0]) for p, q in ((b, c), (c, a), (a, b))]
+        met = np.all([w > 0 for w in areas], 0) | np.all([w < 0 for w in areas], 0)
+        if met.any():
+            height = sum(w[met] * p[2] for w, p in zip(areas, (a, b, c), strict=True)) / sum(w[met] for w in areas)
+            odd[met] ^= axis > height[:, None]
+    return odd
+
+
+SECTIONS = {'train': train, 'fold': folded, 'eval': evaluate, 'radon': radon, 'views': views, 'points': points}
 
 
 if __name__ == '__main__':
