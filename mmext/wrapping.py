@@ -6,6 +6,7 @@ remaining arguments are those of the component.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -107,7 +108,24 @@ def specialized(model: nn.Module, *mixins: type) -> nn.Module:
 
 @functools.cache
 def _class_with(mixins: tuple[type, ...], base: type) -> type:
-    return type(base.__name__, (*mixins, base), {'__module__': base.__module__, '__doc__': base.__doc__})
+    kept = {'__module__': base.__module__, '__doc__': base.__doc__, '_specializes': (mixins, base)}
+    return type(base.__name__, (*mixins, base), kept)
+
+
+def unspecialized(model: nn.Module, mixin: type, part: str) -> nn.Module:
+    """Return a model without a mixin of :func:`specialized` and without the child ``part``; it shares all other parts."""
+    plain = copy.copy(model)
+    plain._modules = {name: child for name, child in model._modules.items() if name != part}
+    plain.__class__ = _class_without(mixin, type(model))
+    return plain
+
+
+def _class_without(mixin: type, cls: Any) -> type:
+    if '_specializes' not in vars(cls):
+        return cls
+    mixins, base = cls._specializes
+    left, base = tuple(m for m in mixins if m is not mixin), _class_without(mixin, base)
+    return _class_with(left, base) if left else base
 
 
 def wrapped_cfg(model: Any, model_args: Mapping[str, Any], user: str) -> dict[str, Any]:

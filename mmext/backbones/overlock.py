@@ -233,7 +233,7 @@ class OverLoCK(Backbone):
         in_channels: Channels of the image.
         dense: Whether each returned map is normalized and the overview is added to the last, for detectors and segmentors.
         return_overview: Whether the overview, with a norm, comes as an additional first map. The authors train a second
-            classifier on it, see :class:`AuxiliaryClsHead`.
+            classifier on it, see :class:`DeepSupervisionClsHead`.
         head_channels: For classification: width of a 1x1 convolution with a norm on the last map, 1024 in the released ones.
         out_indices: Stages whose maps are returned.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n scales.

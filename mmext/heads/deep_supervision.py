@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from mmext.contracts import shown_by
 from mmext.errors import UsageError
 from mmext.hosts import build_from_host
 from mmext.registry import MODELS
-from mmext.wrapping import build_wrapped, specialized, wraps_model
+from mmext.wrapping import build_wrapped, specialized, unspecialized, unwrapped, wraps_model
 
 __all__ = [
     'ClsCompanion',
@@ -150,6 +150,10 @@ class _SupervisedHead:
             losses[f'loss_companion{i}'] = companion.loss(feats, data_samples, **kwargs)
         return losses
 
+    def fold(self) -> nn.Module:
+        """Return the head alone."""
+        return unspecialized(self, _SupervisedHead, 'companions')  # type: ignore[arg-type]
+
 
 @MODELS.register_module(name='DeepSupervisionClsHead')
 @shown_by(
@@ -174,7 +178,7 @@ def deep_supervision_cls_head(
     .. math:: L = L_{out} + \sum_m \alpha_m \max(0,\ L_m - \gamma_m)
 
     It is the host's own class with its state-dict keys, and ``companions`` beside them. Prediction and export know none of
-    it. :class:`mmext.CompanionWeightHook` lets the weights fade. As a diff on a stock config::
+    it, and folding leaves the head alone. :class:`mmext.CompanionWeightHook` lets the weights fade. As a diff on a stock config::
 
         backbone=dict(out_indices=(1, 2, 3))
         head=dict(type='mmext.DeepSupervisionClsHead', head='LinearClsHead', companions=[dict(in_index=0, in_channels=512)])
@@ -205,6 +209,15 @@ def deep_supervision_cls_head(
     defaults = {k: cfg[k] for k in ('num_classes',) if k in cfg}
     built.companions = nn.ModuleList(ClsCompanion(**{**defaults, **companion}) for companion in companions)
     return specialized(built, _SupervisedHead)
+
+
+def _head_alone(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
+    own = {k: v for k, v in cfg.items() if k not in ('type', 'head', 'companions')}
+    head = cfg['head']
+    return {**own, **({'type': head} if isinstance(head, str) else head)}
+
+
+deep_supervision_cls_head.deployed_cfg = _head_alone
 
 
 @MODELS.register_module()
@@ -296,6 +309,10 @@ class _SupervisedDetector:
             losses[f'loss_companion{i}'] = companion.loss(seen[0], batch_data_samples, batch_inputs.shape[2:])
         return losses
 
+    def fold(self) -> nn.Module:
+        """Return the detector alone."""
+        return unspecialized(self, _SupervisedDetector, 'companions')  # type: ignore[arg-type]
+
 
 @MODELS.register_module(name='DeepSupervisionDetector')
 @wraps_model('companions')
@@ -350,3 +367,6 @@ def deep_supervision_detector(model: Any, companions: Annotated[Sequence[dict], 
         )
     built.companions = nn.ModuleList(DenseCompanion(**companion) for companion in companions)
     return specialized(built, _SupervisedDetector)
+
+
+deep_supervision_detector.deployed_cfg = lambda cfg, fuse_bn: unwrapped(cfg)

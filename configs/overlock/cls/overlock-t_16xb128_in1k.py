@@ -14,11 +14,10 @@ model = dict(
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        _delete_=True,
-        type='mmext.AuxiliaryClsHead',
-        head=dict(_base_.model.head, in_channels=1024),
-        auxiliary=dict(_base_.model.head, in_channels=512),
-        weight=0.4,
+        type='mmext.DeepSupervisionClsHead',
+        head='LinearClsHead',
+        in_channels=1024,
+        companions=[dict(in_index=0, in_channels=512, weight=0.4)],
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(_delete_=True, max_norm=5.0))
