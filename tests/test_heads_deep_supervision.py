@@ -5,7 +5,10 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from mmext.analysis.samples import batch_for, take_step
-from mmext.heads.deep_supervision import ClsCompanion, DenseCompanion, OneVsRestHingeLoss
+from mmext.contracts import example_of
+from mmext.deploy import deploy
+from mmext.folding import fold
+from mmext.heads.deep_supervision import ClsCompanion, DenseCompanion, OneVsRestHingeLoss, deep_supervision_detector
 from mmext.hooks.companion_weight import CompanionWeightHook
 from mmext.hosts import build_model
 
@@ -194,3 +197,27 @@ def test_bad_input_is_refused_in_one_sentence():
         ValueError, match=r'a detector of mmdet with backbone and loss\(\), such as RetinaNet, got ResNet'
     ):
         MODELS.build(dict(type='mmext.DeepSupervisionDetector', model='ResNet', depth=18, companions=COMPANIONS))
+
+
+def test_folding_leaves_the_head_and_the_detector_alone():
+    linear = dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=16)
+    companions = [dict(in_index=0, in_channels=8)]
+    cfg = dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(type='mmpretrain.ResNet', depth=18, base_channels=4, stem_channels=4, out_indices=(1, 2)),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(type='mmext.DeepSupervisionClsHead', head=linear, companions=companions),
+    )
+    init_default_scope('mmpretrain')
+    trained, folded, written, error = deploy(cfg, build_model(cfg).state_dict(), (32, 32))
+    assert written['head'] == linear
+    assert hasattr(trained.head, 'companions')
+    assert not hasattr(folded.head, 'companions')
+    assert type(folded.head).__mro__[1:] == type(build_model(dict(cfg, head=linear)).head).__mro__[1:]
+    assert error <= 1e-5
+
+    detector = deep_supervision_detector(**example_of(deep_supervision_detector))
+    plain = fold(detector)
+    assert hasattr(detector, 'companions')
+    assert not hasattr(plain, 'companions')
+    assert '_SupervisedDetector' not in [c.__name__ for c in type(plain).__mro__]

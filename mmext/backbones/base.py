@@ -216,7 +216,7 @@ class Backbone(BaseModule):
         for stage in self.stages:
             parts = stage.named_children() if isinstance(stage, nn.Sequential) else [('stage', stage)]
             for name, part in parts:
-                found += part if name == 'blocks' else [part]
+                found += part.children() if name == 'blocks' else [part]
         return found
 
     def parts(self) -> list[list[nn.Module]]:

@@ -178,7 +178,7 @@ def deep_supervision_cls_head(
     .. math:: L = L_{out} + \sum_m \alpha_m \max(0,\ L_m - \gamma_m)
 
     It is the host's own class with its state-dict keys, and ``companions`` beside them. Prediction and export know none of
-    it, and folding leaves the head alone. :class:`mmext.CompanionWeightHook` lets the weights fade. As a diff on a stock config::
+    it, and folding leaves the head alone. :class:`mmext.CompanionWeightHook` lets the weights fade. As a diff::
 
         backbone=dict(out_indices=(1, 2, 3))
         head=dict(type='mmext.DeepSupervisionClsHead', head='LinearClsHead', companions=[dict(in_index=0, in_channels=512)])
@@ -369,4 +369,8 @@ def deep_supervision_detector(model: Any, companions: Annotated[Sequence[dict], 
     return specialized(built, _SupervisedDetector)
 
 
-deep_supervision_detector.deployed_cfg = lambda cfg, fuse_bn: unwrapped(cfg)
+def _detector_alone(cfg: Mapping[str, Any], fuse_bn: bool) -> Any:
+    return unwrapped(cfg)
+
+
+deep_supervision_detector.deployed_cfg = _detector_alone
