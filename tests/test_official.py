@@ -9,13 +9,13 @@ from official_layers.inceptionnext import ARCH, InceptionNeXtOfficial
 
 from mmext.backbones.base import Backbone
 from mmext.backbones.inceptionnext import InceptionNeXt
-from mmext.converters import SYSTEMS
 from mmext.errors import CheckpointError
 
+#: A ViT of PfNet has the names of any ViT, so nothing can recognize its file.
 NETWORKS = [
-    pytest.param(case, id=name)
-    for name, _, case in all_cases()
-    if issubclass(MODELS.get(f'mmext.{SYSTEMS[name].target}'), Backbone)
+    pytest.param(case, id=f'{name}, {label}')
+    for name, label, case in all_cases()
+    if (name, label) != ('pfnet', 'ViT') and isinstance(case.ours(), Backbone)
 ]
 
 

@@ -172,7 +172,7 @@ def freeze_stats(model: nn.Module, *inputs: Tensor, run: Callable[[], Any] | Non
 
     Afterwards the model computes in eval mode, position by position, what it computes in training mode on all of ``inputs``
     together. Batch norms are included: their running statistics become those of this pass, with the variance divided by
-    the number of positions, where torch's moving average divides by one less.
+    the number of positions, where torch's moving average divides by one less. Their counter of training batches stays.
 
     Args:
         model: Any module.
@@ -190,6 +190,9 @@ def freeze_stats(model: nn.Module, *inputs: Tensor, run: Callable[[], Any] | Non
 
     batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
     momenta = [(m, m.momentum) for m in batch_norms]
+    counters = [
+        (m.num_batches_tracked, m.num_batches_tracked.clone()) for m in batch_norms if m.num_batches_tracked is not None
+    ]
     for module in model.modules():
         if isinstance(module, (PositionNorm, _BatchNorm)):
             hooks.append(module.register_forward_pre_hook(watch))
@@ -201,6 +204,8 @@ def freeze_stats(model: nn.Module, *inputs: Tensor, run: Callable[[], Any] | Non
     finally:
         for norm, momentum in momenta:
             norm.momentum = momentum
+        for counter, before in counters:
+            counter.copy_(before)
         for hook in hooks:
             hook.remove()
     for norm in batch_norms:
