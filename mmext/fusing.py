@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmext.contracts import FusesNorms, IsAffine, RunsInserted, find
+from mmext.convs.absent import AbsentWeight
 from mmext.convs.reparam import bn_affine
 from mmext.export import TensorMode, same_draws
 
@@ -116,7 +117,8 @@ def _is_layer(module: nn.Module) -> bool:
     return (
         isinstance(module, (_ConvNd, nn.Linear))
         and not isinstance(module, _ConvTransposeNd)
-        and isinstance(getattr(module, 'weight', None), Tensor)
+        and isinstance(weight := getattr(module, 'weight', None), Tensor)
+        and not isinstance(weight, AbsentWeight)
         and not isinstance(module, RunsInserted)
     )
 

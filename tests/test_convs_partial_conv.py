@@ -198,13 +198,13 @@ def test_efficient_conv_bn_eval_is_exact_in_padding_mode_and_refused_in_mask_mod
     module.norm.running_mean.normal_()
     torch.testing.assert_close(module(x), module.norm(module.conv(x)).relu(), rtol=1e-5, atol=1e-5)
     module = ConvModule(4, 8, conv_cfg=dict(type='mmext.PartialConv2d', mode='mask'), **args).eval()
-    with pytest.raises(TypeError, match=r"mode='mask' .*efficient_conv_bn_eval"):
+    with pytest.raises(RuntimeError, match=r"mode='mask' .*efficient_conv_bn_eval"):
         module(x)
 
 
 def test_fusing_a_norm_is_refused_in_mask_mode():
     layer = make(mode='mask')
-    with pytest.raises(TypeError, match=r"^PartialConv2d in mode='mask' zeroes the holes .*leave fuse_conv_bn"):
+    with pytest.raises(RuntimeError, match=r"^PartialConv2d in mode='mask' zeroes the holes .*leave fuse_conv_bn"):
         fuse_conv_bn(nn.Sequential(layer, shake_norms(nn.BatchNorm2d(8)).double()).eval())
     layer.load_state_dict(make().state_dict(), assign=True)  # which is no fusion
     with pytest.raises(RuntimeError, match=r'1 layers have no plain form, .*depends on a mask'):

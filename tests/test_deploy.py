@@ -233,7 +233,7 @@ def test_folding_through_fuse_conv_bn_needs_folded_layers_first():
     """mmcv's fuser would take the basis of an unfolded RefConv for its kernel; it must fail instead of being wrong."""
     from mmcv.cnn import fuse_conv_bn
 
-    with pytest.raises(TypeError, match='fold the model first'):
+    with pytest.raises(RuntimeError, match='fold the model first'):
         fuse_conv_bn(nn.Sequential(RefConv2d(3, 3, 3), nn.BatchNorm2d(3)).eval())
 
 

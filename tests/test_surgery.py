@@ -666,7 +666,7 @@ def test_the_fusions_of_the_hosts_do_not_pass_over_a_block():
     model = swapped([dict(after=r'layer1\.0\.conv1', insert=dict(type='Conv2d', kernel_size=1))])
     model.eval()
     model.layer1[0].bn1.running_var.fill_(4.0)
-    with pytest.raises(TypeError, match=r'has a block of mmext\.swap_layers beside it'):
+    with pytest.raises(RuntimeError, match=r'has a block of mmext\.swap_layers beside it'):
         fuse_conv_bn(model)
     model.layer1[0].conv1.weight = nn.Parameter(torch.randn_like(model.layer1[0].conv1.weight))
 

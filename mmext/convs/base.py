@@ -9,15 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.utils import _pair
 
 from mmext.arguments import check_conv2d
+from mmext.convs.absent import AbsentWeight, ForeignWeightError
 from mmext.takeover import warn_if_lost
 
 __all__ = ['ExtConv2d', 'ForeignWeightError', 'InnerConv2d', 'flattened']
-
-
-class ForeignWeightError(TypeError, AttributeError):
-    """A host asks a layer for a kernel that it does not have, or gives it one that it would not compute with."""
 
 
 class ExtConv2d(nn.Conv2d):
@@ -42,7 +41,8 @@ class ExtConv2d(nn.Conv2d):
     Attributes:
         weight_is_kernel: Whether the layer computes with ``weight`` as it is.
         refuses_weight: Why the outputs do not scale with ``weight``, and what to do instead. None where they do.
-        keeps_weight: Whether the layer has a ``weight`` at all, see :meth:`drop_weight`.
+        keeps_weight: Whether the layer has a ``weight`` at all, see :meth:`drop_weight`. Where not, its ``weight`` is an
+            :class:`mmext.convs.absent.AbsentWeight`, which hosts may initialize in vain.
         loads_bias: Whether a plain bias is taken by :meth:`load_bias`, and not loaded into the layer's own ``bias``.
         loads_kernel_exactly: Whether a layer that starts from a given kernel computes with it as it is, or comes near to it.
         is_copy: Whether the layer was copied from another one, or read from a file as a whole.
@@ -50,7 +50,7 @@ class ExtConv2d(nn.Conv2d):
     Raises:
         TypeError: If a keyword is an argument neither of ``nn.Conv2d`` nor of the subclass.
         ValueError: If ``nn.Conv2d`` refuses the arguments.
-        ForeignWeightError: If a host fuses a norm into a layer that refuses it. It is a TypeError and an AttributeError.
+        ForeignWeightError: If a host fuses a norm into a layer that refuses it, or computes with a weight that is not there.
     """
 
     example: Mapping[str, Any] = dict(in_channels=8, out_channels=8, kernel_size=3)
@@ -135,10 +135,9 @@ class ExtConv2d(nn.Conv2d):
 
     def __getattr__(self, name: str) -> Any:
         if name == 'weight' and not self.keeps_weight:
-            raise ForeignWeightError(
-                f'{type(self).__name__} has no weight: it {self.refuses_weight}; where the init_weights of a host asks for '
-                'one, leave the layer out by skip=...'
-            )
+            like = next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), torch.empty(0))
+            shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+            return AbsentWeight(like, shape, f'{type(self).__name__} has no weight: it {self.refuses_weight}')
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -216,8 +215,43 @@ class ExtConv2d(nn.Conv2d):
         return plain.train(self.training)
 
 
-class InnerConv2d(ExtConv2d):
-    """A plain convolution inside of a layer of the pack, which no host draws anew."""
+class InnerConv2d(_ConvNd):
+    """A plain convolution inside of a layer of the pack, which no host draws anew.
+
+    It is no ``nn.Conv2d``: some hosts draw all of those anew, wherever they stand.
+    """
+
+    forward = nn.Conv2d.forward
+    _conv_forward = nn.Conv2d._conv_forward
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = 'zeros',
+        **factory: Any,
+    ) -> None:
+        size, strides, around, apart = map(_pair, (kernel_size, stride, padding, dilation))
+        super().__init__(
+            in_channels,
+            out_channels,
+            size,
+            strides,
+            around,
+            apart,
+            False,
+            _pair(0),
+            groups,
+            bias,
+            padding_mode,
+            **factory,
+        )
 
 
 def _keywords_of(cls: type) -> list[inspect.Parameter]:

@@ -30,7 +30,7 @@ class InnerBlock(nn.Module):
         act_cfg: The activation, None for none.
     """
 
-    def __init__(self, owner: str, conv: nn.Conv2d, norm: nn.Module | None, act_cfg: dict | None) -> None:
+    def __init__(self, owner: str, conv: InnerConv2d, norm: nn.Module | None, act_cfg: dict | None) -> None:
         super().__init__()
         self.owner = owner
         self.conv: Any = conv

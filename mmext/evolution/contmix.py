@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from mmext.arguments import Cfg, Count, OddSize
 from mmext.evolution.base import EvolutionOperator2d, InnerBlock
@@ -48,7 +49,7 @@ class ContextMixer(nn.Module):
         self,
         query: nn.Module,
         key: nn.Module,
-        project: nn.Conv2d,
+        project: _ConvNd,
         channels: int,
         kernel_size: tuple[int, int],
         small_kernel: tuple[int, int],

@@ -312,7 +312,8 @@ def _take_over(old: nn.Module, new: nn.Module, kernel: bool = False) -> nn.Modul
     loads_kernel = getattr(new, 'loads_kernel', False)
     if loads_kernel and not kernel:
         return new
-    same = {k: v for k, v in old.state_dict().items() if getattr(getattr(new, k, None), 'shape', None) == v.shape}
+    own = dict([*new.named_parameters(), *new.named_buffers()])
+    same = {k: v for k, v in old.state_dict().items() if k in own and own[k].shape == v.shape}
     if loads_kernel:
         same.update({k: v for k, v in old.state_dict().items() if k in ('weight', 'bias')})
     elif kernel and isinstance(new, ExtConv2d) and new.keeps_weight and 'weight' not in same:
