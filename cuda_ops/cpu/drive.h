@@ -127,7 +127,7 @@ void aggregate(const Geometry& g, const T* source, const T* weight, int64_t weig
   const int64_t source_height = adjoint ? g.y.output : g.y.source, source_width = adjoint ? g.x.output : g.x.source;
   const int64_t out_height = adjoint ? g.y.source : g.y.output, out_width = adjoint ? g.x.source : g.x.output;
   const int64_t block = std::min(g.per_group(), kBlockChannels), blocks = (g.per_group() + block - 1) / block;
-  const auto classes = column_classes(g.x, g.shift, adjoint, lanes);
+  const auto classes = column_classes(g.x, g.shift, adjoint, g.y.output * g.x.output, lanes);
   int64_t pitch = 1, slots = 1;
   for (const Columns& c : classes) pitch = std::max(pitch, c.pitch), slots = std::max(slots, c.slots());
   const auto bands = make_bands(g.y, g.shift, adjoint, kScratchBytes / (block * pitch * int64_t(sizeof(Acc))));
@@ -148,6 +148,7 @@ void aggregate(const Geometry& g, const T* source, const T* weight, int64_t weig
       const int64_t channel = image * g.channels + g.channel(group, j);
       AggregateBand<T, Acc> b{};
       b.source = source + channel * source_height * source_width;
+      b.source_end = source + g.batch * g.channels * source_height * source_width;
       b.weight = weight + image * weight_batch + group * g.taps() * g.y.output * g.x.output;
       b.memory = weight;
       b.memory_end = weight + (weight_batch > 0 ? g.batch : 1) * image_weights;
@@ -184,7 +185,7 @@ void correlate(const Geometry& g, const T* query, const T* key, T* out) {
   constexpr int64_t lanes = kMaxBytes / sizeof(Acc);
   const int64_t key_plane = g.y.source * g.x.source, out_plane = g.y.output * g.x.output;
   const int64_t block = std::min(g.per_group(), 2 * kBlockChannels);
-  const auto classes = column_classes(g.x, g.shift, false, lanes);
+  const auto classes = column_classes(g.x, g.shift, false, out_plane, lanes);
   int64_t pitch = 1;
   for (const Columns& c : classes) pitch = std::max(pitch, c.pitch);
   // Sums are made in the output itself, or, for half types, in a float copy of one tile that is rounded once.
@@ -221,6 +222,7 @@ void correlate(const Geometry& g, const T* query, const T* key, T* out) {
         const int64_t channel = image * g.channels + g.channel(group, j);
         CorrelateBand<T, Acc> b{};
         b.key = key + channel * key_plane;
+        b.key_end = key + g.batch * g.channels * key_plane;
         b.query = query + channel * out_plane;
         b.channels = std::min(block, g.per_group() - j);
         b.key_stride = between * key_plane;

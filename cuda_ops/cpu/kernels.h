@@ -138,28 +138,27 @@ MMEXT_INLINE void load_lanes(Acc* to, const T* from, int64_t low, int64_t high, 
   }
 }
 
-// May write up to a vector beyond the row: rows are staged in their order, and the scratch goes on after the last one.
+// Runs are written as whole vectors, and each begins by overwriting what the one before it wrote too much. May so write up to a
+// vector beyond the row: rows are staged in their order, and the scratch goes on after the last one.
 template <int Bytes, typename Acc, typename T>
-MMEXT_INLINE void stage_row(Acc* to, const T* row, const Columns& c) {
-  using V = Vector<Acc, Bytes>;
-  constexpr int lanes = V::lanes;
-  const auto clear = [to](int64_t begin, int64_t end) MMEXT_INLINE_LAMBDA {
-    for (; begin < end; begin += lanes) *reinterpret_cast<typename V::type*>(to + begin) = typename V::type{};
-  };
-  if (c.copy) {
-    const int64_t end = c.copy_to + c.copy_size;
-    const T* from = row + c.copy_from;
-    clear(0, c.copy_to);
-    if (c.copy_size >= lanes) {
-      for (int64_t e = 0; e + lanes <= c.copy_size; e += lanes) convert(to + c.copy_to + e, from + e, lanes);
-      convert(to + end - lanes, from + c.copy_size - lanes, lanes);
-    } else {
-      for (int64_t e = 0; e < c.copy_size; ++e) to[c.copy_to + e] = static_cast<Acc>(from[e]);
-    }
-    clear(end, c.pitch);
-  } else {
+MMEXT_INLINE void stage_row(Acc* to, const T* row, const T* memory_end, const Columns& c) {
+  using V = typename Vector<Acc, Bytes>::type;
+  constexpr int lanes = Vector<Acc, Bytes>::lanes;
+  if (c.runs.empty()) {
     const int64_t* source = c.source.data();
     for (int64_t e = 0; e < c.pitch; ++e) to[e] = source[e] >= 0 ? static_cast<Acc>(row[source[e]]) : Acc(0);
+  }
+  for (const Run& run : c.runs) {
+    Acc* const begin = to + run.to;
+    if (run.repeats) {
+      const V all = V{} + (run.from >= 0 ? static_cast<Acc>(row[run.from]) : Acc(0));
+      for (int64_t e = 0; e < run.size; e += lanes) *reinterpret_cast<V*>(begin + e) = all;
+      continue;
+    }
+    const T* const from = row + run.from;
+    int64_t e = 0;
+    for (; e < run.size && from + e + lanes <= memory_end; e += lanes) convert(begin + e, from + e, lanes);
+    for (; e < run.size; ++e) begin[e] = static_cast<Acc>(from[e]);
   }
 }
 
@@ -225,7 +224,7 @@ MMEXT_INLINE void aggregate_tile(typename Vector<Acc, Bytes>::type (&acc)[kRows]
 // Everything `aggregate` and its adjoint need for one band of output rows of one (image, group, channel block).
 template <typename T, typename Acc>
 struct AggregateBand {
-  const T* source;          // plane of the first channel
+  const T *source, *source_end;   // plane of the first channel, and the end of all
   const T* weight;          // [tap][row][column] of the image and group
   const T *memory, *memory_end;   // all the weights there are
   T* out;                   // plane of the first channel
@@ -258,17 +257,16 @@ MMEXT_INLINE Weights<Acc> stage_weights(const AggregateBand<T, Acc>& b, const Ti
                                         bool inside) {
   constexpr int lanes = Vector<Acc, Bytes>::lanes;
   const Columns& c = *b.columns;
-  const int64_t slots = c.slots(), plane = b.weight_height * b.weight_width;
+  const int64_t slots = c.slots(), regular = c.regular(), plane = b.weight_height * b.weight_width;
   for (int64_t m = 0; m < tile.n_meetings; ++m) {
     const Meeting& meeting = tile.meetings[m];
     const T* row = weight_row(b, tile, meeting);
     Acc* to = b.weights + (meeting.source * slots * kRows + meeting.t) * lanes;
     b.weight_rows[meeting.source][meeting.t] = to;
     for (int64_t q = 0; q < slots; ++q, to += kRows * lanes) {
-      if (c.irregular) {
-        const int64_t *tap = c.taps.data() + q * c.count + x, *column = c.columns.data() + q * c.count + x;
-        for (int64_t l = 0; l < lanes; ++l)
-          to[l] = l < n && column[l] >= 0 ? static_cast<Acc>(row[tap[l] * plane + column[l]]) : Acc(0);
+      if (q >= regular) {
+        const int64_t* const place = c.place.data() + (q - regular) * c.pitch_of_places + x;
+        for (int64_t l = 0; l < lanes; ++l) to[l] = place[l] >= 0 ? static_cast<Acc>(row[place[l]]) : Acc(0);
         continue;
       }
       const int64_t column = x + c.delta[q];
@@ -277,8 +275,8 @@ MMEXT_INLINE Weights<Acc> stage_weights(const AggregateBand<T, Acc>& b, const Ti
       if (inside) {
         convert(to, from, lanes);
       } else {
-        const int64_t end = b.weight_width - column;
-        load_lanes<Bytes>(to, from, -column, end < n ? end : n, b.memory, b.memory_end);
+        const int64_t end = c.high - column;
+        load_lanes<Bytes>(to, from, c.low - column, end < n ? end : n, b.memory, b.memory_end);
       }
     }
   }
@@ -290,7 +288,7 @@ MMEXT_INLINE Weights<Acc> find_weights(const AggregateBand<T, Acc>& b, const Til
   constexpr int lanes = Vector<Acc, Bytes>::lanes;
   const Columns& c = *b.columns;
   const bool inside =
-      !c.irregular && n == lanes && x + c.least_delta >= 0 && x + c.most_delta + lanes <= b.weight_width;
+      c.place.empty() && n == lanes && x + c.least_delta >= c.low && x + c.most_delta + lanes <= c.high;
   if constexpr (std::is_same_v<T, Acc>) {
     const bool collide = b.weight_height * b.weight_width * sizeof(T) % 1024 == 0 && b.channels > columns_of_tile(Bytes);
     if (inside && !collide) {
@@ -337,12 +335,11 @@ MMEXT_INLINE void aggregate_band(const AggregateBand<T, Acc>& b) {
   const Columns& c = *b.columns;
   for (int64_t j = 0; j < b.channels; ++j)
     for (int64_t i = 0; i < b.n_rows; ++i)
-      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.source + j * b.source_stride + b.rows[i] * b.source_width, c);
+      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.source + j * b.source_stride + b.rows[i] * b.source_width,
+                       b.source_end, c);
   constexpr int width = columns_of_tile(Bytes);
-  for (int64_t q = 0; q < c.slots(); ++q) {
-    b.direct_slots[q] = c.tap[q] * b.weight_height * b.weight_width + c.delta[q];
-    b.staged_slots[q] = q * kRows * lanes;
-  }
+  for (int64_t q = 0; q < c.slots(); ++q) b.staged_slots[q] = q * kRows * lanes;
+  for (int64_t q = 0; q < c.regular(); ++q) b.direct_slots[q] = c.tap[q] * b.weight_height * b.weight_width + c.delta[q];
   for (int64_t k = 0; k < b.n_tiles; ++k)
     for (int64_t begin = 0; begin < c.count; begin += lanes) {
       // The last vector overlaps the one before it rather than being cut.
@@ -361,7 +358,7 @@ MMEXT_INLINE void aggregate_band(const AggregateBand<T, Acc>& b) {
 // Everything `correlate` needs for one band of output rows of one (image, group), for a block of its channels.
 template <typename T, typename Acc>
 struct CorrelateBand {
-  const T* key;             // planes of the first channel
+  const T *key, *key_end;   // plane of the first channel, and the end of all
   const T* query;
   const T *memory, *memory_end;   // all the queries there are
   int64_t channels, key_stride, query_stride;
@@ -444,7 +441,7 @@ MMEXT_INLINE void correlate_band(const CorrelateBand<T, Acc>& b) {
   const Columns& c = *b.columns;
   for (int64_t j = 0; j < b.channels; ++j)
     for (int64_t i = 0; i < b.n_rows; ++i)
-      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.key + j * b.key_stride + b.rows[i] * b.key_width, c);
+      stage_row<Bytes>(b.values + (j * b.n_rows + i) * c.pitch, b.key + j * b.key_stride + b.rows[i] * b.key_width, b.key_end, c);
   for (int64_t k = 0; k < b.n_tiles; ++k) {
     const Tile& tile = b.tiles[k];
     for (int64_t begin = 0; begin < c.count; begin += lanes) {
