@@ -25,6 +25,7 @@ from mmext.inr import (
     terrain_height,
     write_mesh,
 )
+from mmext.norms import constant_stats
 
 ROOT = Path(__file__).parents[1]
 
@@ -236,6 +237,20 @@ def test_drawn_points_carry_their_own_values(kind, mesh_file):
     assert (first['inputs'][200:].norm(dim=-1) - radius).abs().max() > 0.5
 
 
+def test_oriented_points_know_the_surface_and_nothing_else(mesh_file):
+    args = dict(shape=mesh_file, kind='oriented', size=12, points=400, near=0.25)
+    item, test = ShapeDataset(**args)[5], ShapeDataset(split='test', **args)[0]['data_samples']
+    points, known = item['inputs'], item['data_samples'].measurement
+    on = known[:, 0] == 1
+    assert on[:100].all()
+    assert not known[100:].any()
+    torch.testing.assert_close(points[on].norm(dim=-1), torch.full((100,), 1 / 1.05), rtol=0, atol=0.02)
+    outward = (points[on] * known[on, 1:]).sum(-1) / points[on].norm(dim=-1)
+    assert outward.min() > 0.95
+    assert test.kind == 'sdf'
+    assert torch.equal(ShapeDataset(**args)[5]['inputs'], points)
+
+
 def test_the_grid_of_a_test(mesh_file):
     item = ShapeDataset(shape=mesh_file, size=12, split='test')[0]
     sample = item['data_samples']
@@ -265,6 +280,51 @@ def test_a_grid_is_evaluated_in_chunks_with_equal_results():
     assert max(sizes) == 50
     with pytest.raises(ValueError, match='which have no cross entropy'):
         MODELS.build(dict(type='mmext.PointOperator', kind='sdf', loss='bce'))
+
+
+@pytest.mark.parametrize('norm', [None, 'BN', 'LN', 'mmext.CrossNorm'])
+def test_gradients_of_oriented_points_are_those_of_each_point(norm):
+    torch.manual_seed(0)
+    network = dict(
+        type='mmext.CoordMLP', in_features=3, out_features=1, width=8, depth=2, norm_cfg=norm and dict(type=norm)
+    )
+    operator = dict(type='mmext.OrientedPointOperator')
+    model = MODELS.build(dict(type='mmext.SignalModel', operator=operator, network=network)).double()
+    points = 2 * torch.rand(64, 3, dtype=torch.float64) - 1
+    found = model.operator.predict(model.image, points)[0]
+    values = model.image(points)
+    torch.testing.assert_close(found[:, :1], values)
+
+    def slope():
+        moving = points.clone().requires_grad_()
+        return torch.autograd.grad(model.image(moving).sum(), moving)[0]
+
+    with constant_stats(model):
+        torch.testing.assert_close(found[:, 1:], slope())
+    assert torch.allclose(found[:, 1:], slope()) == (norm in (None, 'LN')), (
+        'only statistics of a batch tie points together'
+    )
+    model.operator.loss(found, torch.rand(64, 4, dtype=torch.float64))['loss_normal'].backward()
+    assert all(p.grad is not None for p in model.network.linears.parameters())
+
+
+def test_a_true_distance_has_no_loss_but_off_the_surface(mesh_file):
+    data = ShapeDataset(shape=mesh_file, kind='oriented', size=12, points=400)[0]
+    operator = MODELS.build(dict(type='mmext.OrientedPointOperator'))
+    measured = data['data_samples'].measurement
+    on = measured[:, 0] == 1
+    exact = torch.cat((data['inputs'].norm(dim=-1, keepdim=True) - 1 / 1.05, measured[:, 1:]), dim=1)
+    exact[~on, 1] = 1
+    losses = operator.loss(exact, measured)
+    assert losses['loss_on'] < 3e3 * 0.02
+    assert losses['loss_normal'] < 1e-3
+    assert losses['loss_eikonal'] < 1e-3
+    by_hand = torch.exp(-100 * exact[~on, 0].abs()).sum() / len(on) * 100
+    torch.testing.assert_close(losses['loss_off'], by_hand)
+    with pytest.raises(ValueError, match=r"train on mmext.ShapeDataset\(kind='oriented'\)"):
+        operator.loss(exact, measured[:, :1])
+    with pytest.raises(ValueError, match='needs a field of one value, got 2'):
+        operator.predict(lambda x: x[:, :2], data['inputs'])
 
 
 def test_metrics_of_a_shape(mesh_file):

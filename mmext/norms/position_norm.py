@@ -215,7 +215,7 @@ def freeze_stats(model: nn.Module, *inputs: Tensor, run: Callable[[], Any] | Non
 
 
 @contextmanager
-def constant_stats(model: nn.Module) -> Iterator[None]:
+def constant_stats(model: nn.Module) -> Iterator[int]:
     """Let every norm of ``model`` be differentiated as if the statistics that it uses were constants.
 
     Values are those of training mode. Batch statistics tie all positions together: the gradient of a sum of values with
@@ -224,6 +224,9 @@ def constant_stats(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: Any module; this context may be entered within itself.
+
+    Yields:
+        How many norms are concerned. Where there are none, values and gradients are those outside of the context.
     """
     replaced = []
     for module in model.modules():
@@ -236,7 +239,7 @@ def constant_stats(model: nn.Module) -> Iterator[None]:
             vars(module)['forward'] = constant
             replaced.append(module)
     try:
-        yield
+        yield len(replaced)
     finally:
         for module in replaced:
             del vars(module)['forward']

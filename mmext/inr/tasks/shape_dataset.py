@@ -34,23 +34,25 @@ class ShapeDataset(Dataset):
 
     Occupancy is known on a grid, whose points are drawn: a share of them near the surface, where a neighbor, also across a
     corner, is on the other side. Signed distances are known everywhere. They are drawn from 32 times the points, which are
-    computed once: a share of them near points of the surface, the others evenly in [-1, 1].
+    computed once: a share of them near points of the surface, the others evenly in [-1, 1]. Oriented points are a share of
+    points on the surface with its normals, and others, evenly in [-1, 1], of which nothing is known.
 
     Args:
         shape: ``'terrain'``, ``'blocks'``, ``'cortex'`` if nilearn is installed, or the path of a closed mesh or a volume, see
             :func:`mmext.inr.load_shape`.
-        kind: ``'occupancy'``, one inside and zero outside, or ``'sdf'``, the signed distance, negative inside.
+        kind: ``'occupancy'``, one inside and zero outside; ``'sdf'``, the signed distance, negative inside; ``'oriented'``,
+            points of the surface, for :class:`mmext.OrientedPointOperator`, whose target is the signed distance.
         size: Points of the grid per axis, from -1 to 1.
         points: Points that a step sees.
-        near: The share of them that is near the surface; the others are even.
+        near: The share of them that is near the surface, or on it; the others are even.
         spread: Standard deviation of the distances from the surface of points near it; of ``'sdf'`` only.
         split: ``'train'``: an item for each step, its points drawn anew; ``'test'``: the grid.
         seed: Of what is drawn.
 
     Shape:
         The item is ``inputs``, points (n, 3) or the grid (size, size, size, 3), and ``data_samples``, a ``BaseDataElement``
-        with ``measurement`` (n, 1), or with ``target`` (size, size, size, 1) and ``surface``, the true
-        :class:`mmext.inr.Mesh`, and the metainfo ``signal``, ``size`` and ``kind``.
+        with ``measurement`` (n, 1), of oriented points (n, 4), or with ``target`` (size, size, size, 1) and ``surface``, the
+        true :class:`mmext.inr.Mesh`, and the metainfo ``signal``, ``size`` and ``kind``.
 
     Raises:
         ValueError: If there is no such shape, its mesh is not watertight, or nothing is near its surface on the grid.
@@ -67,7 +69,7 @@ class ShapeDataset(Dataset):
     def __init__(
         self,
         shape: str = 'terrain',
-        kind: Literal['occupancy', 'sdf'] = 'occupancy',
+        kind: Literal['occupancy', 'sdf', 'oriented'] = 'occupancy',
         size: Count = 64,
         points: Count = 8192,
         near: Share = 0.5,
@@ -85,7 +87,9 @@ class ShapeDataset(Dataset):
         self.spread = spread
         self.split = split
         self.seed = seed
-        self.metainfo: dict[str, Any] = dict(signal=shape, size=(size, size, size), kind=kind)
+        # What the network represents, which the metric and the pictures ask.
+        represents = 'occupancy' if kind == 'occupancy' else 'sdf'
+        self.metainfo: dict[str, Any] = dict(signal=shape, size=(size, size, size), kind=represents)
 
     def __len__(self) -> int:
         return _DRAWS if self.split == 'train' else 1
@@ -107,7 +111,7 @@ class ShapeDataset(Dataset):
 
     def overview(self) -> Tensor:
         """Return the shape from three sides, shaded, (3, 3, size, size)."""
-        field = inside_of(self._target, self.kind)[..., 0]
+        field = inside_of(self._target, self.metainfo['kind'])[..., 0]
         smooth = self.kind == 'occupancy'
         views = [shaded_view(field, *axes, smooth=smooth)[0] for axes in ((0, 1, 2), (1, 0, 2), (2, 0, 1))]
         return torch.stack([torch.as_tensor(view).float().movedim(-1, 0).flip(1) for view in views])
@@ -139,12 +143,18 @@ class ShapeDataset(Dataset):
         return found
 
     @cached_property
+    def _on_surface(self) -> tuple[Tensor, Tensor]:
+        """Points on the surface and its normals there."""
+        points, normals = self.shape.surface.sample(max(round(self.near * _POOL * self.points), 1), self.seed)
+        return torch.from_numpy(points).float(), torch.from_numpy(normals).float()
+
+    @cached_property
     def _pool(self) -> tuple[Tensor, Tensor, int]:
         """Points and their signed distances, those near the surface first, and how many these are."""
         generator = torch.Generator().manual_seed(self.seed)
         total = _POOL * self.points
         count = round(self.near * total)
-        close = torch.from_numpy(self.shape.surface.sample(max(count, 1), self.seed)[0][:count]).float()
+        close = self._on_surface[0][:count]
         close = (close + self.spread * torch.randn(close.shape, generator=generator)).clamp(-1, 1)
         even = 2 * torch.rand(total - count, 3, generator=generator) - 1
         points = torch.cat((close, even))
@@ -155,6 +165,12 @@ class ShapeDataset(Dataset):
         seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
         count = round(self.near * points)
+        if self.kind == 'oriented':
+            places, normals = self._on_surface
+            chosen = torch.randint(len(places), (count,), generator=generator)
+            even = 2 * torch.rand(points - count, 3, generator=generator) - 1
+            known = F.pad(normals[chosen], (1, 0), value=1.0)
+            return torch.cat((places[chosen], even)), torch.cat((known, known.new_zeros(len(even), 4)))
         if self.kind == 'sdf':
             coords, values, close = self._pool
             parts = [(0, close, count), (close, len(coords), points - count)]
