@@ -2,12 +2,13 @@
 
     python tools/analysis_tools/benchmark_necks.py [--only messages necks] [--rounds 5] [--out work_dirs/benchmark_necks]
 
-The necks are those of ``configs/demo/compare_necks/retinanet_*.py``, each with the maps that its backbone makes of one image
-of 320 x 480. All of them run in turns, on one CPU thread. "x MACs" is what the multiply-adds of the forward are to FPN's.
+The necks are those of ``configs/demo/compare_necks/retinanet_*.py``, each once, with the maps that its backbone makes of one
+image of 320 x 480. All of them run in turns, on one CPU thread. "x MACs" is what the multiply-adds of the forward are to FPN's.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -88,12 +89,16 @@ def messages(report: Report, rounds: int) -> None:
 
 def subjects() -> dict[str, tuple[nn.Module, list[Tensor]]]:
     """Return each neck and its maps, by the name of the config behind ``retinanet_``; the references come first."""
-    found = {}
+    found: dict[str, tuple[nn.Module, list[Tensor]]] = {}
+    necks: list[Any] = []
     paths = {path.stem.removeprefix('retinanet_'): path for path in sorted(CONFIGS.glob('retinanet_*.py'))}
     for name in (*REFERENCES, *(name for name in paths if name not in REFERENCES)):
         cfg = Config.fromfile(paths[name])
         init_default_scope(cfg.default_scope)
         model = without_pretrained(cfg.model.to_dict())
+        if model['neck'] in necks:
+            continue
+        necks.append(copy.deepcopy(model['neck']))
         backbone = MODELS.build(model['backbone'])
         backbone.eval()  # not chained: the train() of some hosts' models returns None
         found[name] = MODELS.build(model['neck']), forward(backbone, torch.randn(1, 3, *IMAGE))
