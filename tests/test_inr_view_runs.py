@@ -26,7 +26,7 @@ param_scheduler = None
 model = dict({model})
 """
 RUNS = {
-    'volume': ('inr/nvs/bn-pe_64x4_1400_blocks-64', 'operator=dict(samples=4, eval_samples=4), network=dict(width=8)'),
+    'volume': ('inr/nvs/bn-pe_64x4_2000_blocks-64', 'operator=dict(samples=4, eval_samples=4), network=dict(width=8)'),
     'surface': (
         'inr/mvs/neus_64x4_1200_blocks-64',
         'operator=dict(samples=4), network=dict(sdf=dict(width=8, depth=2), color=dict(width=8))',

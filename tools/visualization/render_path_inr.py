@@ -1,7 +1,7 @@
 """Render what a coordinate network has learned of a scene, from a camera that goes around it, as a film.
 
 Example:
-    python tools/visualization/render_path_inr.py work_dirs/x/x.py work_dirs/x/iter_1400.pth x.gif --maps prediction depth
+    python tools/visualization/render_path_inr.py work_dirs/x/x.py work_dirs/x/iter_2000.pth x.gif --maps prediction depth
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-_base_ = ['../../inr/nvs/bn-pe_64x4_1400_blocks-64.py']
+_base_ = ['../../inr/nvs/bn-pe_64x4_2000_blocks-64.py']

@@ -1,5 +1,5 @@
 # Cameras that are off by 4 degrees. Learned are the field and the cameras; the latter at a rate 1.5 times as high.
-_base_ = '../../inr/_base_/views-64_1400.py'
+_base_ = '../../inr/_base_/views-64_2000.py'
 train_dataloader = dict(dataset=dict(pose_noise=0.05, view_index=True))
 model = dict(
     operator=dict(type='mmext.PosedVolumeRenderer', views=24, samples=40, eval_samples=80),

@@ -1,5 +1,5 @@
 # Three views of an embedded scene: no regularization, to see what the inputs alone do.
-_base_ = '../../inr/_base_/views-64_1400.py'
+_base_ = '../../inr/_base_/views-64_2000.py'
 views = dict(views=3)
 train_dataloader = dict(dataset=views)
 val_dataloader = dict(dataset=views)

@@ -1,2 +1,2 @@
-_base_ = '../_base_/views-64_1400.py'
+_base_ = '../_base_/views-64_2000.py'
 model = dict(network=dict(norm_cfg=dict(type='LN')))

@@ -16,6 +16,6 @@ model = dict(
         encoding=dict(type='mmext.PositionalEncoding', num_octaves=6),
     ),
 )
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1400, val_interval=700)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2000, val_interval=1000)
 optim_wrapper = dict(optimizer=dict(type='Adam', lr=1e-2))
-param_scheduler = [dict(type='ExponentialLR', gamma=0.1 ** (1 / 1400), by_epoch=False)]
+param_scheduler = [dict(type='ExponentialLR', gamma=0.1 ** (1 / 2000), by_epoch=False)]

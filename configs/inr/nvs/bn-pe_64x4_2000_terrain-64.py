@@ -1,4 +1,4 @@
-_base_ = './bn-pe_64x4_1400_blocks-64.py'
+_base_ = './bn-pe_64x4_2000_blocks-64.py'
 scene = dict(scene='terrain')
 train_dataloader = dict(dataset=scene)
 val_dataloader = dict(dataset=scene)
