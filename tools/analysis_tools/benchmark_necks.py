@@ -3,7 +3,7 @@
     python tools/analysis_tools/benchmark_necks.py [--only messages necks] [--rounds 5] [--out work_dirs/benchmark_necks]
 
 The necks are those of ``configs/demo/compare_necks/retinanet_*.py``, each once, with the maps that its backbone makes of one
-image of 320 x 480. All of them run in turns, on one CPU thread. "x MACs" is what the multiply-adds of the forward are to FPN's.
+image of 320 x 480. All of them run in turns, on one CPU thread. "x MACs" compares the multiply-adds of a forward with FPN's.
 """
 
 from __future__ import annotations

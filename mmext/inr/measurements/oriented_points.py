@@ -49,8 +49,8 @@ class OrientedPointOperator(PointOperator):
         >>> operator = OrientedPointOperator()
         >>> points = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.9]])
         >>> found, _ = operator.predict(lambda x: x.norm(dim=-1, keepdim=True) - 0.5, points)
-        >>> operator.loss(found, torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]]))['loss_normal']
-        tensor(0.)
+        >>> operator.loss(found, torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]]))['loss_normal'].item()
+        0.0
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class OrientedPointOperator(PointOperator):
             if isinstance(owner, nn.Module) and owner.training:
                 with constant_stats(owner) as replaced:
                     seen = at_least_float32(field(points)) if replaced else values
-            (gradient,) = torch.autograd.grad(seen.sum(), points, create_graph=learns)
+            # A constant field has a gradient, too: zero.
+            (gradient,) = torch.autograd.grad(seen.sum() + 0 * points.sum(), points, create_graph=learns)
         with nullcontext() if learns else torch.no_grad():
             return torch.cat((values if learns else values.detach(), gradient), dim=-1), {}
 
