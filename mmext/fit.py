@@ -223,7 +223,7 @@ def _check_values(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], what: 
                 f'{what}: {key} holds {_kind(tensor)} ({tensor.dtype}) where the model has {_kind(mine)}; it is another '
                 "model's, or damaged"
             )
-        if tensor.is_floating_point() or tensor.is_complex():
+        if not _is_finite(tensor):
             bad = ~torch.isfinite(tensor)
             if isinstance(mine, Tensor) and mine.shape == bad.shape and bad.any():
                 bad &= torch.isfinite(mine.detach().cpu())
@@ -232,6 +232,15 @@ def _check_values(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], what: 
                     f'{what}: {key} holds {int(bad.sum())} values of {bad.numel()} that are NaN or infinite; the training '
                     'has diverged or the file is damaged, use an earlier one'
                 )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # One pass without a mask as large as the tensor; NaN is both the least and the largest.
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 def _kind(tensor: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 A drawn config counts if its stock model takes a training step on made samples, small images of digits. Then it gets one or
 two drawn moves of surgery, and goes through the same step, the deployment and the reloading. Each config runs in a
-process of its own with a time limit. A failure after which the stock model fails alike is marked. The same seed and the same
+process of its own with a limit of processor time. A failure after which the stock model fails alike is marked. The same seed and the same
 versions of the hosts give the same draw. The table is printed as it grows, and written to OUT after every config.
 
 Example:
@@ -40,7 +40,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--count', type=cli.positive, default=20, help='how many configs are to count')
     parser.add_argument('--seed', type=int, default=0, help='what the draw starts from')
-    parser.add_argument('--limit', type=cli.positive, default=120, metavar='SECONDS', help='time for each config')
+    parser.add_argument(
+        '--limit', type=cli.positive, default=120, metavar='SECONDS', help='time of the processor for each config'
+    )
     parser.add_argument(
         '--most', type=cli.positive, default=60, metavar='MILLIONS', help='skip stock models with more parameters'
     )
