@@ -1,9 +1,9 @@
 """Rewire randomly drawn configs of the hosts, train each for a step, deploy it, and reload it where this pack is blocked.
 
 A drawn config counts if its stock model takes a training step on made samples, small images of digits. Then it gets one or
-two drawn moves of surgery, and goes through the same step, the deployment and the reloading. Each config runs in a
-process of its own with a limit of processor time. A failure after which the stock model fails alike is marked. The same seed and the same
-versions of the hosts give the same draw. The table is printed as it grows, and written to OUT after every config.
+two drawn moves of surgery, and goes through the same step, the deployment and the reloading. Each config runs in a process
+of its own with a limit of processor time. A failure after which the stock model fails alike is marked. The same seed and the
+same versions of the hosts give the same draw. The table is printed as it grows, and written to OUT after every config.
 
 Example:
     python tools/analysis_tools/storm.py --count 60 --seed 1 --out work_dirs/storm.json
