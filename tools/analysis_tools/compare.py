@@ -38,9 +38,10 @@ TITLES = {
     'coco/bbox_mAP': 'AP (%)',
     'coco/bbox_mAP_50': 'AP50 (%)',
     'mIoU': 'mIoU (%)',
+    'shape/IoU': 'IoU (%)',
 }
 #: What logs a share and not a percentage.
-SHARES = ('coco/',)
+SHARES = ('coco/', 'shape/IoU')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
