@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
@@ -18,7 +19,7 @@ from torch import Tensor
 from mmext.drawing import new_figure, save_figure
 from mmext.ops import native_status
 
-__all__ = ['Report', 'check', 'interleave', 'main', 'plot', 'say', 'setting', 'write']
+__all__ = ['Report', 'check', 'interleave', 'main', 'peak_beyond', 'plot', 'say', 'setting', 'write']
 
 
 def interleave(contenders: dict[str, Callable], rounds: int, seconds: float = 0.15) -> dict[str, dict[str, float]]:
@@ -43,6 +44,22 @@ def check(name: str, got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> Non
     error = float((got.double() - exact).norm() / exact.norm())
     if not error <= tolerance:
         raise SystemExit(f'{name} is wrong: relative error {error:.1e}')
+
+
+def peak_beyond(call: Callable[[], object]) -> int:
+    """Return by how many bytes the resident memory of the process rises above what it was, at the worst moment of a call."""
+
+    def status(key: str) -> int:
+        line = next(row for row in Path('/proc/self/status').read_text().splitlines() if row.startswith(key))
+        return int(line.split()[1]) * 1024
+
+    ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps would hide what the call takes
+    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+    before = status('VmRSS')
+    result = call()
+    grown = status('VmHWM') - before
+    del result
+    return grown
 
 
 class Report:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
-from mmext.analysis.timing import Report, check, interleave, main
+from mmext.analysis.timing import Report, check, interleave, main, peak_beyond, say
 from mmext.contracts import example_of
 from mmext.evolution.base import EvolutionOperator2d
 from mmext.evolution.kernels import TapKernel
@@ -149,6 +149,73 @@ def aggregations(report: Report, rounds: int) -> None:
             compare(report, label, Aggregation(layer, x), x, rounds, (15, 12))
 
 
+#: Where published networks aggregate: name, channels, groups, side of the window, stride, border, group map, and the size of
+#: the map in images of 224 x 224 and 800 x 1344.
+SITES = (
+    ('RedNet, stem', 32, 2, 3, 1, 'zero', 'block', (112, 112), (400, 672)),
+    ('RedNet-50, stage 1', 64, 4, 7, 1, 'zero', 'block', (56, 56), (200, 336)),
+    ('RedNet-50, stage 2, first', 128, 8, 7, 2, 'zero', 'block', (56, 56), (200, 336)),
+    ('RedNet-50, stage 2', 128, 8, 7, 1, 'zero', 'block', (28, 28), (100, 168)),
+    ('RedNet-50, stage 3', 256, 16, 7, 1, 'zero', 'block', (14, 14), (50, 84)),
+    ('RedNet-50, stage 4', 512, 32, 7, 1, 'zero', 'block', (7, 7), (25, 42)),
+    ('involution FPN, P2', 256, 16, 7, 1, 'zero', 'block', (56, 56), (200, 336)),
+    ('involution FPN, P3', 256, 16, 7, 1, 'zero', 'block', (28, 28), (100, 168)),
+    ('LSNet-T, stage 2', 128, 16, 3, 1, 'zero', 'interleave', (14, 14), (50, 84)),
+    ('LSNet-T, stage 3', 256, 32, 3, 1, 'zero', 'interleave', (7, 7), (25, 42)),
+    ('LSNet-B, stage 1', 128, 16, 3, 1, 'zero', 'interleave', (28, 28), (100, 168)),
+    ('OverLoCK-T, stage 3, large', 128, 8, 13, 1, 'shift', 'block', (14, 14), (50, 84)),
+    ('OverLoCK-T, stage 3, small', 128, 8, 5, 1, 'shift', 'block', (14, 14), (50, 84)),
+    ('OverLoCK-T, stage 4, large', 256, 16, 7, 1, 'shift', 'block', (7, 7), (25, 42)),
+    ('OverLoCK-S, stage 3, large', 160, 16, 13, 1, 'shift', 'block', (14, 14), (50, 84)),
+    ('OverLoCK-B, stage 3, large', 192, 12, 13, 1, 'shift', 'block', (14, 14), (50, 84)),
+    ('IDF, the image', 3, 1, 3, 1, 'zero', 'block', (224, 224), (800, 1344)),
+)
+MOST_PATCHES = 2**30  # bytes: where the usual form would hold more, only ours runs
+
+
+def sites(report: Report, rounds: int) -> None:
+    """The aggregations of published networks where they stand, one image, with the memory that they take.
+
+    The memory is the peak of a call, in parts of the tensors that go in and come out; the gradients are among those.
+    """
+    for name, channels, groups, side, stride, border, group_map, *sizes in SITES:
+        for size in sizes:
+            here = Positions((side, side), (stride, stride), border=border, group_map=group_map)
+            if border != 'shift':
+                here = Positions((side, side), (stride, stride), (1, 1), (side // 2,) * 2, border, group_map)
+            x = torch.randn(1, channels, *size, requires_grad=True)
+            weight = torch.randn(1, groups, here.taps, *here.output_size(size), requires_grad=True)
+            kernel = TapKernel(weight=weight, positions=here)
+            z = torch.randn(1, channels, *weight.shape[-2:])
+
+            @torch.no_grad()
+            def forward(kernel: TapKernel = kernel, x: Tensor = x) -> Tensor:
+                return kernel.aggregate(x)
+
+            def step(kernel: TapKernel = kernel, x: Tensor = x, z: Tensor = z) -> tuple[Tensor, ...]:
+                out = kernel.aggregate(x)
+                return out, *torch.autograd.grad(out, (x, kernel.weight), z)
+
+            feasible = 4 * channels * here.taps * z[0, 0].numel() <= MOST_PATCHES
+            for label, call, target in (('forward', forward, 15), ('forward+backward', step, 12)):
+                figure = f'{name} at {size[0]}x{size[1]} {label}'
+                given = (
+                    sum(t.nbytes for t in (x, weight, z))
+                    if label == 'forward'
+                    else 2 * (x.nbytes + weight.nbytes) + 2 * z.nbytes
+                )
+                made = given - x.nbytes - weight.nbytes - (0 if label == 'forward' else z.nbytes)
+                call()
+                peak = (given + max(0, peak_beyond(call) - made)) / given
+                if not feasible:
+                    ours = interleave(dict(ours=call), rounds, 0)['ours']
+                    say(f'{figure:66s} patches beyond {MOST_PATCHES >> 20} MiB; ours {ours["median"]:.2f} ms')
+                else:
+                    times = interleave(both(call), rounds, 0)
+                    report.ratio(figure, times['ours'], times['usual'], target)
+                report.add(f'{figure}: memory', peak, 1.2, peak <= 1.2)
+
+
 def layers(report: Report, rounds: int) -> None:
     """Every operator as a whole layer, the making of its kernel included."""
     for name, layer, kernel in operators():
@@ -238,6 +305,7 @@ def _step(model: nn.Module, batch: Any) -> None:
 
 SECTIONS = {
     'operators': aggregations,
+    'sites': sites,
     'layers': layers,
     'backbones': backbones,
     'detector': detector,

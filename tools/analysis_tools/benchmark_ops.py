@@ -9,19 +9,17 @@ a target is missed, so look at the machine's load before you believe it.
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmext.analysis.timing import Report, check, interleave, main
+from mmext.analysis.timing import Report, check, interleave, main, peak_beyond
 from mmext.ops import (
     depthwise_conv2d,
     neighborhood_aggregate,
@@ -113,22 +111,6 @@ def tap_weights(report: Report, rounds: int) -> None:
     )
 
 
-def _peak_beyond(call: Callable[[], object]) -> int:
-    """Return by how many bytes the resident memory of the process rises above what it was, at the worst moment of a call."""
-
-    def status(key: str) -> int:
-        line = next(row for row in Path('/proc/self/status').read_text().splitlines() if row.startswith(key))
-        return int(line.split()[1]) * 1024
-
-    ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps would hide what the call takes
-    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
-    before = status('VmRSS')
-    result = call()
-    grown = status('VmHWM') - before
-    del result
-    return grown
-
-
 def memory(report: Report, rounds: int) -> None:
     """Memory of a forward, and of a forward and backward, beyond the tensors that go in and come out."""
     kernel = 7
@@ -139,7 +121,7 @@ def memory(report: Report, rounds: int) -> None:
     def size(*tensors: Tensor) -> int:
         return sum(4 * t.numel() for t in tensors)
 
-    taken = _peak_beyond(lambda: neighborhood_aggregate(value, weight, kernel)) - size(value)
+    taken = peak_beyond(lambda: neighborhood_aggregate(value, weight, kernel)) - size(value)
     extra = max(0, taken) / size(value, weight, value)
     report.add('aggregate forward K=7: memory beyond inputs and outputs', extra, 0.1, extra <= 0.1)
     value.requires_grad_()
@@ -150,7 +132,7 @@ def memory(report: Report, rounds: int) -> None:
         return out, torch.autograd.grad(out, (value, weight), z)
 
     train()  # the first one reads pages of torch's libraries, which are not the operator's
-    taken = _peak_beyond(train) - size(value, value, weight)
+    taken = peak_beyond(train) - size(value, value, weight)
     extra = max(0, taken) / size(value, weight, z, value, value, weight)
     report.add('aggregate forward+backward K=7: memory beyond inputs and outputs', extra, 0.1, extra <= 0.1)
 
