@@ -25,6 +25,7 @@ from mmext.export import unfinished
 from mmext.files import write_whole
 from mmext.hooks import checkpoint as hook_module
 from mmext.resume import (
+    gradients_of,
     hook_states,
     is_sharded,
     plain_form,
@@ -286,6 +287,55 @@ def test_gradients_of_parts_are_not_saved_as_those_of_a_whole():
     assert not is_sharded(net)
     net[0].__class__ = type('FullyShardedDataParallel', (nn.Linear,), {})
     assert is_sharded(net)
+
+
+@pytest.mark.parametrize(
+    ('options', 'stop', 'saved'),
+    [({}, 10, (1, 8)), (dict(loop=ITERATIONS, by_epoch=False, interval=3), 12, (0, 8))],
+    ids=['epochs', 'iterations'],
+)
+def test_a_checkpoint_waits_for_gradients_that_it_cannot_hold(options, stop, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(hook_module, 'is_sharded', lambda model: True)
+    path = config(tmp_path, counts=4, **options)
+    run(path, tmp_path / 'whole')
+    with pytest.raises(StopError):
+        run(path, tmp_path / 'work', ('before_train_iter', stop))
+    meta = last(tmp_path / 'work')['meta']
+    assert (meta['epoch'], meta['iter']) == saved
+    run(path, tmp_path / 'work')
+    assert_same(last(tmp_path / 'whole'), last(tmp_path / 'work'))
+
+
+def _accumulate(rank, store):
+    """Check that accumulation goes on from the saved mean as from what each of two processes held."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    first, second = torch.randn(2, 2, 5, 3)[:, rank]
+    wrapped = [nn.parallel.DistributedDataParallel(net) for net in nets]
+    with wrapped[0].no_sync():
+        wrapped[0](first).square().mean().backward()
+    saved = gradients_of(nets[0])
+    assert set(saved) == set(dict(nets[0].named_parameters()))
+    for name, p in nets[1].named_parameters():
+        p.grad = saved[name].clone()
+    for net in wrapped:
+        net(second).square().mean().backward()
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    # A part that one process alone has used counts as zero in the other, as in a common step.
+    lone = nn.Linear(1, 1, bias=False)
+    if rank:
+        lone.weight.grad = torch.full((1, 1), 4.0)
+    assert gradients_of(lone)['weight'].item() == 2
+    torch.distributed.destroy_process_group()
+
+
+def test_waiting_gradients_of_two_processes_are_saved_as_their_mean(tmp_path):
+    # Forked, which is quick: the processes need no import.
+    torch.multiprocessing.start_processes(_accumulate, (str(tmp_path / 'store'),), nprocs=2, start_method='fork')
 
 
 def test_states_of_gpus_in_use_are_saved_and_set(monkeypatch):

@@ -80,7 +80,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     What stays different after a resume: transforms that keep samples of earlier iterations (``CachedMosaic``), which a line
     in the log names, and operations that are random by themselves on a GPU. Of several processes the mean of the waiting
-    gradients is saved. Under FSDP they are not saved, and a line says so.
+    gradients is saved. Under FSDP, where each holds parts of them, the checkpoint waits for the step instead.
 
     Args:
         *args: Those of mmengine's hook.
@@ -98,6 +98,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         super().__init__(*args, **kwargs)
         self._resumed: dict[str, Any] | None = None
         self._validated: tuple[int, int] | None = None
+        self._waits: int | None = None
         self._states: list[dict[str, Any]] = []
         self._gradients: dict[str, torch.Tensor] = {}
         self._hooks: dict[str, Any] = {}
@@ -127,6 +128,20 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         """Tell the data which epoch it is."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop) and hasattr(runner.train_dataloader, 'plan'):
             runner.train_dataloader.plan.epoch = runner.epoch
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Save what is due, or has waited for a step of the optimizer."""
+        super().after_train_iter(runner, *args, **kwargs)
+        if self._waits is not None and not pending(runner.optim_wrapper):
+            now = runner.iter + 1
+            step = self._waits if self.by_epoch else now
+            self._save_checkpoint_with_step(runner, step, dict(epoch=runner.epoch, iter=now))
+
+    def after_train(self, runner: Runner) -> None:
+        """Save what still waits, where a run is ended early."""
+        if self._waits is not None:
+            self._save_checkpoint_with_step(runner, self._waits, dict(epoch=runner.epoch, iter=runner.iter), wait=False)
+        super().after_train(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save the best checkpoint, and remember that this validation is done."""
@@ -242,8 +257,15 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         else:
             self.best_ckpt_path_dict = {key: inside(path) for key, path in self.best_ckpt_path_dict.items()}
 
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict, wait: bool = True) -> None:
         """Save, then say so in ``last_checkpoint``, then remove what is too much."""
+        if wait and is_sharded(runner.model) and pending(runner.optim_wrapper):
+            runner.logger.info(
+                'gradients wait for a step, and each process holds parts of them: so does the checkpoint'
+            )
+            self._waits = step
+            return
+        self._waits = None
         expired = []
         if self.max_keep_ckpts > 0 and (not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step):
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
@@ -277,8 +299,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             return {}
         if is_sharded(runner.model):
             runner.logger.warning(
-                'gradients wait for a step and are not saved, because each process holds parts of them (FSDP): a run that is '
-                'resumed from here leaves them out; save at multiples of accumulative_counts'
+                'the run was ended while gradients wait for a step; each process holds parts of them (FSDP), so that they are '
+                'not saved, and a run that is resumed from here leaves them out'
             )
             return {}
         return gradients_of(unwrap(runner.model))
