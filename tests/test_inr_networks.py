@@ -304,7 +304,10 @@ def test_filters_start_in_their_distributions():
         (dict(norm_position='in'), 'CoordMLP needs norm_position'),
         (dict(depth=0), 'CoordMLP needs one hidden layer'),
         (dict(encoding=dict(PE, in_features=3)), 'encoding of 3 coordinates'),
-        (dict(act_cfg=dict(type='mmext.WaveletActivation'), norm_cfg=dict(type='BN')), 'complex values'),
+        (
+            dict(act_cfg=dict(type='mmext.WaveletActivation', orthogonal=True), norm_cfg=dict(type='BN')),
+            "pass norm_position='post'",
+        ),
         (dict(encoding=dict(PE, order='x')), 'PositionalEncoding needs order'),
         (dict(encoding=dict(PE, num_octaves=0, include_input=False)), 'no feature'),
         (dict(act_cfg=dict(SIREN, bias_init='x')), 'bias_init'),

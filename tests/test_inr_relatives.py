@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from scipy.stats import beta
 
 from mmext.inr import coordinate_grid
+from mmext.norms.position_norm import freeze_stats
 
 
 def network(act, **args):
@@ -39,6 +40,41 @@ def test_finer_of_three_layers_has_the_size_of_the_authors():
     """Their network for signed distances: three coordinates, 256 wide, three hidden layers."""
     built = network(dict(type='mmext.FinerActivation', first_bias=1.0), in_features=3, width=256)
     assert sum(p.numel() for p in built.parameters()) == 132_865
+
+
+@pytest.mark.parametrize('norm', ['BN', 'LN', 'mmext.GlobalNorm', 'mmext.CrossNorm'])
+@pytest.mark.parametrize('position', ['pre', 'post'])
+def test_parts_of_complex_features_are_channels_of_a_norm(norm, position):
+    act = dict(type='mmext.WaveletActivation', w0=5.0, s0=5.0)
+    built = network(act, norm_cfg=dict(type=norm), norm_position=position, norm_last=True)
+    real = position == 'pre'
+    assert built.norms[1].norm.weight.numel() == 2 * built.width
+    assert (
+        built.norms[0].weight.numel() == built.width if real else built.norms[0].norm.weight.numel() == 2 * built.width
+    )
+    coords = coordinate_grid(12, 10)
+    out = built(coords)
+    out.square().sum().backward()
+    assert all(p.grad is not None for p in built.parameters())
+    features = torch.randn(64, built.width, dtype=torch.complex64)
+    parts = torch.view_as_real(built.norms[1](features))
+    plain = built.norms[1].norm(torch.view_as_real(features).flatten(1))
+    torch.testing.assert_close(parts.flatten(1), plain)
+    if norm == 'BN':
+        assert parts.mean(0).abs().max() < 1e-5
+        torch.testing.assert_close(parts.var(0, unbiased=False), torch.ones(built.width, 2), rtol=1e-3, atol=0)
+    # Frozen statistics are those of the same pass.
+    expected = built(coords).detach()
+    freeze_stats(built, coords)
+    torch.testing.assert_close(built(coords), expected)
+    torch.testing.assert_close(built(coords[:3]), expected[:3])
+
+
+def test_a_norm_stands_behind_an_activation_with_two_inputs():
+    act = dict(type='mmext.WaveletActivation', w0=5.0, s0=5.0, orthogonal=True)
+    built = network(act, norm_cfg=dict(type='BN'), norm_position='post')
+    built(coordinate_grid(6, 5)).sum().backward()
+    assert all(p.grad is not None for p in built.parameters())
 
 
 def test_wire_2d():

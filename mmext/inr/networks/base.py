@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -63,6 +64,31 @@ def build_position_norm(norm_cfg: dict, channels: int, channel_dim: int) -> nn.M
     if accepts(require(cfg), 'channel_dim'):
         cfg.setdefault('channel_dim', channel_dim)
     return build_norm_layer(cfg, channels)[1]
+
+
+class ComplexNorm(nn.Module):
+    """A norm of complex features, whose real and imaginary parts are channels of their own (ours).
+
+    Args:
+        norm_cfg: Config of the norm.
+        features: C. The norm has 2 C channels.
+
+    Shape:
+        (N, C) to (N, C), complex.
+    """
+
+    def __init__(self, norm_cfg: dict, features: int) -> None:
+        super().__init__()
+        self.norm = build_position_norm(norm_cfg, 2 * features, -1)
+
+    def reset_parameters(self) -> None:
+        if hasattr(self.norm, 'reset_parameters'):
+            self.norm.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the parts."""
+        parts = self.norm(torch.view_as_real(x).flatten(-2))
+        return torch.view_as_complex(parts.unflatten(-1, (-1, 2)).contiguous())
 
 
 def _is_open(value: Any) -> bool:

@@ -13,7 +13,7 @@ from mmext.arguments import Cfg, Count, Few
 from mmext.blocks.build import accepts
 from mmext.contracts import DrawsLinear, IsComplex
 from mmext.fusing import fuse_affine, norm_affine
-from mmext.inr.networks.base import CoordNetwork, build_position_norm
+from mmext.inr.networks.base import ComplexNorm, CoordNetwork, build_position_norm
 from mmext.registry import MODELS, require
 
 __all__ = ['CoordMLP']
@@ -39,7 +39,8 @@ class CoordMLP(CoordNetwork):
         encoding: Config of the encoding, None for the bare coordinates.
         act_cfg: Any registered activation. One with a method ``init_linear`` draws the weights of its layer; behind all
             others they are torch's defaults.
-        norm_cfg: Norm in each hidden layer, None for none; ``'BN'`` is batch norm over the positions.
+        norm_cfg: Norm in each hidden layer, None for none; ``'BN'`` is batch norm over the positions. Real and imaginary parts
+            of complex features are channels of their own.
         norm_position: ``'pre'``: before the activation; ``'post'``: after it.
         norm_last: Also normalize the output. The released batch norm networks have none there; the parameter counts of
             the published results fit networks with one.
@@ -52,7 +53,7 @@ class CoordMLP(CoordNetwork):
 
     Raises:
         ValueError: If ``norm_position`` is unknown, ``depth`` is below 1, a skip leads to no layer, the encoding takes another
-            number of coordinates, or a complex activation is combined with a norm.
+            number of coordinates, or a norm is to stand before an activation with two inputs.
 
     Example:
         >>> CoordMLP(out_features=3)(coordinate_grid(4, 6)).shape
@@ -92,11 +93,12 @@ class CoordMLP(CoordNetwork):
             )
         activation = require(act_cfg)
         self.complex_valued = isinstance(activation, IsComplex) and activation.complex_valued
-        if self.complex_valued and norm_cfg is not None:
-            raise ValueError(
-                f'CoordMLP has no norm for the complex values of {activation.__name__}; pass norm_cfg=None'
-            )
         orthogonal = bool(act_cfg.get('orthogonal', False))
+        if orthogonal and norm_cfg is not None and norm_position == 'pre':
+            raise ValueError(
+                f'CoordMLP has two linear layers before each {activation.__name__}, and a norm for one; pass '
+                "norm_position='post'"
+            )
         self.width = int(width / (2 if orthogonal else 2**0.5)) if self.complex_valued else width
         if self.width < 1:
             raise ValueError(f'CoordMLP has no feature left of {width=} for {activation.__name__}; set a larger width')
@@ -114,13 +116,15 @@ class CoordMLP(CoordNetwork):
             self.linears.append(nn.Linear(features, self.width, dtype=dtype))
             if orthogonal:
                 self.beside.append(nn.Linear(features, self.width, dtype=dtype))
-            self.norms.append(build_position_norm(norm_cfg, self.width, -1) if norm_cfg else nn.Identity())
+            # What enters the first activation is real, too.
+            parts = self.complex_valued and (index > 0 or norm_position == 'post')
+            self.norms.append(_norm(norm_cfg, self.width, parts))
             first = dict(first=True) if index == 0 and accepts(activation, 'first') else {}
             self.activations.append(build_activation_layer({**act_cfg, **first}))
             features = self.width
         features += self.encoding.out_features if depth in self.skips else 0
         self.head = nn.Linear(features, out_features, dtype=torch.cfloat if self.complex_valued else None)
-        self.last_norm = build_position_norm(norm_cfg, out_features, -1) if norm_cfg and norm_last else nn.Identity()
+        self.last_norm = _norm(norm_cfg if norm_last else None, out_features, self.complex_valued)
         self._init_linears()
 
     def _init_linears(self) -> None:
@@ -145,7 +149,7 @@ class CoordMLP(CoordNetwork):
         for index, (linear, norm, act) in enumerate(zip(self.linears, self.norms, self.activations, strict=True)):
             features = torch.cat((features, encoded.to(features)), dim=-1) if index in self.skips else features
             if self.beside:
-                features = act(linear(features), self.beside[index](features))
+                features = norm(act(linear(features), self.beside[index](features)))
                 continue
             features = linear(features)
             features = act(norm(features)) if self.norm_position == 'pre' else norm(act(features))
@@ -182,3 +186,10 @@ class CoordMLP(CoordNetwork):
     def deployed_cfg(cfg: Mapping[str, Any], fuse_bn: bool) -> dict[str, Any]:
         """Return the config of the network that :func:`mmext.folding.fold` leaves where it fuses all norms."""
         return {k: v for k, v in cfg.items() if not fuse_bn or k not in ('norm_cfg', 'norm_position', 'norm_last')}
+
+
+def _norm(cfg: dict | None, features: int, parts: bool) -> nn.Module:
+    """Build the norm behind a layer; ``parts``: of complex features."""
+    if not cfg:
+        return nn.Identity()
+    return ComplexNorm(cfg, features) if parts else build_position_norm(cfg, features, -1)
