@@ -79,7 +79,8 @@ class ComplexNorm(nn.Module):
 
     def __init__(self, norm_cfg: dict, features: int) -> None:
         super().__init__()
-        self.norm = build_position_norm(norm_cfg, 2 * features, -1)
+        # Any, because torch does not tell what attributes a module has.
+        self.norm: Any = build_position_norm(norm_cfg, 2 * features, -1)
 
     def reset_parameters(self) -> None:
         if hasattr(self.norm, 'reset_parameters'):
