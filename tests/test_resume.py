@@ -334,8 +334,7 @@ def _accumulate(rank, store):
 
 
 def test_waiting_gradients_of_two_processes_are_saved_as_their_mean(tmp_path):
-    # Forked, which is quick: the processes need no import.
-    torch.multiprocessing.start_processes(_accumulate, (str(tmp_path / 'store'),), nprocs=2, start_method='fork')
+    torch.multiprocessing.spawn(_accumulate, (str(tmp_path / 'store'),), nprocs=2)
 
 
 def test_states_of_gpus_in_use_are_saved_and_set(monkeypatch):
