@@ -65,8 +65,9 @@ def row_messages_reference(rows: Tensor, weight: Tensor, bias: Tensor | None, re
     sequence = rows.transpose(2, 3).unbind(0)
     sequence = sequence[::-1] if reverse else sequence
     messages = [torch.zeros_like(sequence[0])]
+    padding = int(weight.shape[2]) // 2  # torch 2.5 traces sizes as tensors, which a convolution does not take
     for row in sequence[:-1]:
-        messages.append(F.conv1d(row + messages[-1], weight, bias, padding=weight.shape[2] // 2).relu())
+        messages.append(F.conv1d(row + messages[-1], weight, bias, padding=padding).relu())
     return torch.stack(messages[::-1] if reverse else messages).transpose(2, 3).contiguous()
 
 
