@@ -2,11 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import shake
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import BaseModule
 from torch import nn
 
 from mmext.activations.leni import LENI, LENIConv
+from mmext.folding import fold
 
 
 def trained(**kwargs) -> LENI:
@@ -66,6 +67,20 @@ def test_fold_equals_eval_mode(kwargs):
     torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(folded.fold()(x), expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(v, state[k]) for k, v in layer.state_dict().items()), 'folding must not change the layer'
+
+
+@pytest.mark.parametrize('kind', ['mmext.RefConv2d', 'mmext.ATConv2d'])
+def test_folds_with_what_surgery_puts_in_the_place_of_its_transform(kind):
+    layer = trained()
+    layer.transform = build_conv_layer(dict(type=kind), 6, 6, 3, padding=1, groups=6, bias=False)
+    model = nn.Sequential(layer)
+    x = torch.randn(2, 6, 9, 9)
+    model.train()(x)
+    expected = model.eval()(x)
+    folded = fold(model)
+    torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
+    norms = [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == (kind == 'mmext.ATConv2d'), 'a norm stays behind a layer without a kernel'
 
 
 @pytest.mark.parametrize('norm_cfg', [dict(type='GN', num_groups=2), dict(type='BN', track_running_stats=False)])

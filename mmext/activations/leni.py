@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, Repeats, Sides, check_conv2d
+from mmext.contracts import Folds
 from mmext.norms.normalized import normalized
 from mmext.registry import MODELS
 
@@ -119,10 +120,14 @@ class LENI(nn.Module):
     def fold(self) -> LENI:
         """Return the same activation with its batch norm folded into T, which thereby gets a bias; else, itself."""
         folded = copy.deepcopy(self).eval()
-        norm = folded.norm
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+        norm, transform = folded.norm, folded.transform
+        if isinstance(transform, Folds) and getattr(transform, 'fold_in_deploy', True):
+            transform = transform.fold()
+        # Surgery may have put a layer in the place of T that has no kernel of its own.
+        plain = type(transform) is nn.Conv2d
+        if not plain or not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             return self
-        folded.transform = nn.utils.fuse_conv_bn_eval(folded.transform, norm)
+        folded.transform = nn.utils.fuse_conv_bn_eval(transform, norm)
         folded.norm = nn.Identity()
         return folded.train(self.training)
 
