@@ -163,6 +163,9 @@ def test_moves_name_layers_that_are_there():
     assert kinds.keys() == {('', 'conv'), ('backbone', 'conv'), ('', 'ReLU'), ('backbone', 'ReLU')}
     with pytest.raises(ValueError, match='no layer that this pack replaces'):
         draw_moves(cfg, nn.Linear(2, 2), random.Random(0))
+    # DETR builds its encoder itself, from arguments without a type.
+    cfg['backbone'] = dict(depth=18)
+    assert {move.place for seed in range(50) for move in draw_moves(cfg, Net(), random.Random(seed))} == {''}
 
 
 def test_rules_of_one_place_share_one_surgery_and_the_config_is_not_changed():

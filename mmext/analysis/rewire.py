@@ -76,6 +76,8 @@ def _choices(model_cfg: Mapping[str, Any], model: nn.Module) -> Iterator[tuple[s
         own = model_cfg[place] if place else None
         if not isinstance(part, nn.Module) or place == 'data_preprocessor' or (place and not isinstance(own, Mapping)):
             continue
+        if own is not None and 'type' not in own:  # not built by a registry, so nothing can stand in its place
+            continue
         if _sites(part):
             yield 'conv', place, part
         if _activations(part):
