@@ -120,12 +120,13 @@ class LENI(nn.Module):
     def fold(self) -> LENI:
         """Return the same activation with its batch norm folded into T, which thereby gets a bias; else, itself."""
         folded = copy.deepcopy(self).eval()
-        norm, transform = folded.norm, folded.transform
+        norm = folded.norm
+        transform: nn.Module = folded.transform
         if isinstance(transform, Folds) and getattr(transform, 'fold_in_deploy', True):
             transform = transform.fold()
-        # Surgery may have put a layer in the place of T that has no kernel of its own.
-        plain = type(transform) is nn.Conv2d
-        if not plain or not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+        if type(transform) is not nn.Conv2d:  # surgery may have put a layer there that has no kernel of its own
+            return self
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             return self
         folded.transform = nn.utils.fuse_conv_bn_eval(transform, norm)
         folded.norm = nn.Identity()
