@@ -116,6 +116,24 @@ def test_a_shared_proposal_takes_no_gradient_and_an_own_one_is_trained():
     assert all(p.grad is not None for p in pair.coarse.parameters())
 
 
+def test_placed_samples_alone_see_the_same_surface_at_less_cost():
+    looked = []
+
+    def field(points, **options):
+        looked.append(points.shape[1])
+        return true_field(points)
+
+    seen = {}
+    for keep in (True, False):
+        looked.clear()
+        renderer = VolumeRenderer(samples=48, resamples=24, keep_first=keep).eval()
+        seen[keep] = renderer.reconstruct(field, rays(side=32))
+        assert looked == [48, 72 if keep else 24]
+    solid = (seen[True]['opacity'] > 0.5) & (seen[False]['opacity'] > 0.5)
+    assert solid.sum() > 0.98 * (seen[True]['opacity'] > 0.5).sum()
+    assert (seen[True]['depth'] - seen[False]['depth'])[solid].abs().median() < 1 / 48
+
+
 def test_background_is_held_empty_where_it_is_known():
     renderer = VolumeRenderer(background_weight=0.5)
     prediction, measurement = torch.rand(6, 4), torch.rand(6, 4)

@@ -181,8 +181,12 @@ def views(report: Report, rounds: int) -> None:
     data, network = ViewDataset(), solid_field()
     item = data[0]
     rays, colors = item['inputs'], item['data_samples'].measurement[:, :3]
-    for name, samples, resamples, target in (('48 even samples', 48, 0, 0.9), ('32 samples and 64 more', 32, 64, 1.2)):
-        renderer = VolumeRenderer(samples=samples, resamples=resamples)
+    for name, samples, resamples, keep, target in (
+        ('48 even samples', 48, 0, True, 0.9),
+        ('32 samples and 64 more', 32, 64, True, 1.2),
+        ('64 placed by 32 samples', 32, 64, False, 1.2),
+    ):
+        renderer = VolumeRenderer(samples=samples, resamples=resamples, keep_first=keep)
 
         def ours(renderer: VolumeRenderer = renderer) -> None:
             network.zero_grad()

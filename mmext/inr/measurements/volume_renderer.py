@@ -63,6 +63,8 @@ class VolumeRenderer(MeasurementOperator):
         samples: Even samples of a ray in training; with ``resamples`` those that say where to look.
         eval_samples: The same in evaluation, by default as many.
         resamples: Further samples where the first ones have found something; all together are then rendered.
+        keep_first: Whether the first samples are rendered with them, as NeRF has it. Without them a step costs less, as with
+            the proposals of mip-NeRF 360 (Barron et al., CVPR 2022, arXiv 2111.12077).
         density: How a raw value r becomes a density: ``'softplus'`` of r - 1, ``'relu'``, or ``'exp'``.
         density_scale: Times that.
         background: b, as the data set has it.
@@ -106,6 +108,7 @@ class VolumeRenderer(MeasurementOperator):
         samples: Repeats = 64,
         eval_samples: Repeats | None = None,
         resamples: Annotated[int, at_least(0), at_most(2**12)] = 0,
+        keep_first: bool = True,
         density: Literal['softplus', 'relu', 'exp'] = 'softplus',
         density_scale: Positive = 10.0,
         background: Share = 1.0,
@@ -122,7 +125,7 @@ class VolumeRenderer(MeasurementOperator):
         super().__init__(loss=loss)
         if coarse == 'own' and not resamples:
             raise ValueError("VolumeRenderer with coarse='own' needs resamples, which the coarse network places, got 0")
-        self.samples, self.resamples = samples, resamples
+        self.samples, self.resamples, self.keep_first = samples, resamples, keep_first
         self.eval_samples = samples if eval_samples is None else eval_samples
         self.density, self.density_scale = density, density_scale
         self.background = background
@@ -239,8 +242,9 @@ class VolumeRenderer(MeasurementOperator):
         with torch.set_grad_enabled(self.own and torch.is_grad_enabled()):
             first = self.look(field, rays, distances, far, **options)
         extra = resample(spaced(near, far, samples), first.weights, self.resamples, jitter)
-        together = torch.cat((distances, extra), dim=-1).sort(-1).values
-        second = self.look(field, rays, together, far)
+        if self.keep_first:
+            extra = torch.cat((distances, extra), dim=-1).sort(-1).values
+        second = self.look(field, rays, extra, far)
         return [first, second] if self.own else [second]
 
     def bounds(self, rays: Tensor) -> tuple[Tensor, Tensor]:
