@@ -27,6 +27,12 @@ model = dict({model})
 """
 RUNS = {
     'volume': ('inr/nvs/bn-pe_64x4_2000_blocks-64', 'operator=dict(samples=4, eval_samples=4), network=dict(width=8)'),
+    # Its encoder sees all pictures before the first step.
+    'described': (
+        'inr/nvs/pe_64x4_2000_blocks-64',
+        "operator=dict(samples=4, eval_samples=4), network=dict(_delete_=True, type='mmext.SPW', trunk_dim=8, "
+        "network=dict(type='mmext.CoordMLP', in_features=3, out_features=4, width=8, depth=2))",
+    ),
     'surface': (
         'inr/mvs/neus_64x4_1200_blocks-64',
         'operator=dict(samples=4), network=dict(sdf=dict(width=8, depth=2), color=dict(width=8))',

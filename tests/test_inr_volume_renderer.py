@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from mmext.inr import SCENES, ViewDataset, VolumeRenderer, block_distance, camera_rays, orbit, simple_lens
+from mmext.inr import SCENES, ShapeDataset, ViewDataset, VolumeRenderer, block_distance, camera_rays, orbit, simple_lens
 
 FIELD = dict(
     type='mmext.CoordMLP',
@@ -114,6 +114,45 @@ def test_a_shared_proposal_takes_no_gradient_and_an_own_one_is_trained():
     torch.testing.assert_close(torch.stack((losses['loss_coarse'], losses['loss_render'])), expected)
     losses['loss_coarse'].backward()
     assert all(p.grad is not None for p in pair.coarse.parameters())
+
+
+@pytest.mark.parametrize('operator', [dict(type='mmext.VolumeRenderer', samples=4), dict(type='mmext.PointOperator')])
+@pytest.mark.parametrize(
+    'network',
+    [
+        dict(type='mmext.MFN', width=8, depth=2, input_scale=8.0),
+        dict(type='mmext.MFN', width=8, depth=2, filter_type='fourier'),
+        dict(act_cfg=dict(type='mmext.WaveletActivation')),
+        dict(act_cfg=dict(type='mmext.FinerActivation')),
+        dict(act_cfg=dict(type='mmext.SineActivation')),
+        dict(act_cfg=dict(type='mmext.GaussianActivation')),
+        dict(norm_cfg=dict(type='LN')),
+        dict(norm_cfg=dict(type='mmext.GlobalNorm')),
+        dict(norm_cfg=dict(type='mmext.CrossNorm')),
+    ],
+    ids=str,
+)
+def test_every_network_fits_in(operator, network):
+    torch.manual_seed(0)
+    views = operator['type'] == 'mmext.VolumeRenderer'
+    base = {} if 'type' in network else dict(type='mmext.CoordMLP', width=8, depth=2)
+    cfg = {**base, **network, 'in_features': 3, 'out_features': 4 if views else 1}
+    model = MODELS.build(dict(type='mmext.SignalModel', network=cfg, operator=operator))
+    data = ViewDataset(views=2, size=8, rays=16) if views else ShapeDataset('blocks', size=8, points=64)
+    item = data[0]
+    losses = model([item['inputs']], [item['data_samples']], mode='loss')
+    sum(loss for name, loss in losses.items() if 'loss' in name).backward()
+    gradients = [p.grad for p in model.network.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    model.freeze_stats(data.statistics_sample())
+    test = (
+        ViewDataset(views=2, size=8, split='test', held_out=1)
+        if views
+        else ShapeDataset('blocks', size=8, split='test')
+    )
+    (found,) = model([test[0]['inputs']], [test[0]['data_samples']], mode='predict')
+    assert found.prediction.shape == test[0]['data_samples'].target.shape
+    assert found.prediction.isfinite().all()
 
 
 def test_placed_samples_alone_see_the_same_surface_at_less_cost():
