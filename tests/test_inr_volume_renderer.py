@@ -219,6 +219,8 @@ def test_says_what_it_needs():
         VolumeRenderer(samples=3).predict(lambda x: x, rays(5))
     with pytest.raises(ValueError, match='simulates no measurement'):
         VolumeRenderer().measure(torch.rand(4, 4, 3))
+    with pytest.raises(ValueError, match='keep_first=False has nothing to render without resamples'):
+        VolumeRenderer(keep_first=False)
     with pytest.raises(ValueError, match="coarse='own' needs resamples"):
         VolumeRenderer(coarse='own')
 

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmext.arguments import Axis, Count, Positive
 from mmext.numerics import at_least_float32
 
-__all__ = ['PositionNorm', 'constant_stats', 'freeze_stats']
+__all__ = ['PositionNorm', 'constant_stats', 'freeze_stats', 'value_and_gradient']
 
 
 class PositionNorm(nn.Module):
@@ -243,6 +243,34 @@ def constant_stats(model: nn.Module) -> Iterator[int]:
     finally:
         for module in replaced:
             del vars(module)['forward']
+
+
+def value_and_gradient(
+    field: Callable[[Tensor], Tensor], points: Tensor, model: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what a field has at points, and the gradient of its first value at each of them.
+
+    Args:
+        field: A function of points, (..., d) to (..., C).
+        points: (..., d).
+        model: The module that computes the field. In training mode the statistics of its norms count as constants, see
+            :func:`constant_stats`; in eval mode the gradient is not differentiated again.
+
+    Returns:
+        Values (..., C) and gradients (..., d). Without gradient mode neither has a graph.
+    """
+    learns = torch.is_grad_enabled()
+    training = model is None or model.training
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        values = seen = field(points)
+        if model is not None and training:
+            with constant_stats(model) as replaced:
+                seen = field(points) if replaced else values
+        # A constant field has a gradient, too: zero.
+        total = seen[..., 0].sum() + 0 * points.sum()
+        (gradient,) = torch.autograd.grad(total, points, create_graph=learns and training)
+    return (values, gradient) if learns else (values.detach(), gradient)
 
 
 def _batch_norm_with_constant_stats(norm: _BatchNorm, x: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from mmext.arguments import Count, NonNegative
 from mmext.inr.measurements.operators import Field
 from mmext.inr.measurements.points import PointOperator
-from mmext.norms.position_norm import constant_stats
+from mmext.norms.position_norm import value_and_gradient
 from mmext.numerics import at_least_float32
 from mmext.registry import MODELS
 
@@ -68,24 +66,17 @@ class OrientedPointOperator(PointOperator):
 
     def predict(self, field: Field, coords: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the field and its gradient at points, (n, 4), and no penalties."""
-        learns = torch.is_grad_enabled()
         # A field that is a method belongs to a model, whose norms tie the points together.
         owner = getattr(field, '__self__', field)
-        with torch.enable_grad():
-            points = coords.detach().requires_grad_()
-            values = seen = at_least_float32(field(points))
-            if values.shape[-1] != 1:
-                raise ValueError(
-                    f'OrientedPointOperator needs a field of one value, got {values.shape[-1]}; set '
-                    'out_features=1 of the network'
-                )
-            if isinstance(owner, nn.Module) and owner.training:
-                with constant_stats(owner) as replaced:
-                    seen = at_least_float32(field(points)) if replaced else values
-            # A constant field has a gradient, too: zero.
-            (gradient,) = torch.autograd.grad(seen.sum() + 0 * points.sum(), points, create_graph=learns)
-        with nullcontext() if learns else torch.no_grad():
-            return torch.cat((values if learns else values.detach(), gradient), dim=-1), {}
+        values, gradient = value_and_gradient(
+            lambda points: at_least_float32(field(points)), coords, owner if isinstance(owner, nn.Module) else None
+        )
+        if values.shape[-1] != 1:
+            raise ValueError(
+                f'OrientedPointOperator needs a field of one value, got {values.shape[-1]}; set out_features=1 of the '
+                'network'
+            )
+        return torch.cat((values, gradient), dim=-1), {}
 
     def loss(self, prediction: Tensor, measurement: Tensor) -> dict[str, Tensor]:
         """Return the four terms for what :meth:`predict` returns and what is known of the points, (n, 4) both."""

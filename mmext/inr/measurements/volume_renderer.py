@@ -87,8 +87,8 @@ class VolumeRenderer(MeasurementOperator):
         ``prediction`` (H, W, 3), ``opacity`` and ``depth`` (H, W), the mean distance along the ray where something is.
 
     Raises:
-        ValueError: If it is to simulate a measurement, the field returns another number of values, or ``coarse='own'`` has no
-            ``resamples``.
+        ValueError: If it is to simulate a measurement, the field returns another number of values, or ``coarse='own'`` or
+            ``keep_first=False`` has no ``resamples``.
 
     Example:
         >>> renderer = VolumeRenderer(samples=8)
@@ -125,6 +125,8 @@ class VolumeRenderer(MeasurementOperator):
         super().__init__(loss=loss)
         if coarse == 'own' and not resamples:
             raise ValueError("VolumeRenderer with coarse='own' needs resamples, which the coarse network places, got 0")
+        if not keep_first and not resamples:
+            raise ValueError('VolumeRenderer with keep_first=False has nothing to render without resamples, got 0')
         self.samples, self.resamples, self.keep_first = samples, resamples, keep_first
         self.eval_samples = samples if eval_samples is None else eval_samples
         self.density, self.density_scale = density, density_scale

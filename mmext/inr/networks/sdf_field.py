@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmext.arguments import Cfg, Count, Few, Natural, Positive
 from mmext.inr.networks.base import CoordNetwork, build_position_norm
-from mmext.norms.position_norm import PositionNorm, constant_stats
+from mmext.norms.position_norm import value_and_gradient
 from mmext.registry import MODELS
 
 __all__ = ['SDFMLP', 'SDFField', 'WeightNormLinear']
@@ -238,7 +236,6 @@ class SDFField(CoordNetwork):
         if weight_norm:
             _normalize_weights(self.sdf)
             _normalize_weights(self.color)
-        self.relative = [m for m in self.sdf.modules() if isinstance(m, (PositionNorm, _BatchNorm))]
 
     def reset_parameters(self) -> None:
         for part in (self.sdf, self.color, self.view_encoding):
@@ -261,23 +258,14 @@ class SDFField(CoordNetwork):
         """
         if only_distance:
             return self.distance(coords[..., :3])[..., None]
-        learns = torch.is_grad_enabled()
-        with torch.enable_grad():
-            points = coords[..., :3].detach().requires_grad_()
-            values = self.sdf(points)
-            seen = values[..., 0]
-            if self.training and self.relative:
-                with constant_stats(self.sdf):
-                    seen = self.sdf(points)[..., 0]
-            (gradient,) = torch.autograd.grad(seen.sum(), points, create_graph=learns and self.training)
-        with nullcontext() if learns else torch.no_grad():
-            values = values if learns else values.detach()
-            gradient = gradient.to(values)
-            parts = [points.detach().to(values), gradient, values[..., 1:]]
-            if self.view_encoding is not None:
-                parts.append(self.view_encoding(coords[..., 3:]).to(values))
-            color = self.color(torch.cat(parts, dim=-1))
-            return torch.cat((color, values[..., :1].to(color), gradient.to(color)), dim=-1)
+        points = coords[..., :3]
+        values, gradient = value_and_gradient(self.sdf, points, self.sdf)
+        gradient = gradient.to(values)
+        parts = [points.detach().to(values), gradient, values[..., 1:]]
+        if self.view_encoding is not None:
+            parts.append(self.view_encoding(coords[..., 3:]).to(values))
+        color = self.color(torch.cat(parts, dim=-1))
+        return torch.cat((color, values[..., :1].to(color), gradient.to(color)), dim=-1)
 
     @staticmethod
     def deployed_cfg(cfg: dict[str, Any], fuse_bn: bool) -> dict[str, Any]:
