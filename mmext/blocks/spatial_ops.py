@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmext.arguments import Cfg, Count, OddSize
 from mmext.blocks.build import with_num_channels
+from mmext.ops.arguments import pair
 from mmext.registry import MODELS
 
 __all__ = ['LightConvSO', 'PartialSO']
@@ -84,7 +85,7 @@ class LightConvSO(nn.Module):
     Args:
         in_channels: Channels of the input, C.
         out_channels: The same number.
-        kernel_size: Of the convolution.
+        kernel_size: Of the convolution. ``(1, K)`` is the paper's layer of sequences.
         conv_cfg: The convolution, e.g. ``dict(type='mmext.DynamicConv2d', heads=8)``. It is built depthwise.
         norm_cfg: Norm at the end, None for none.
         act_cfg: Activation at the end, None for none.
@@ -103,7 +104,7 @@ class LightConvSO(nn.Module):
         self,
         in_channels: Count,
         out_channels: Count,
-        kernel_size: OddSize = 3,
+        kernel_size: OddSize | tuple[OddSize, OddSize] = 3,
         conv_cfg: Cfg | None = dict(type='mmext.LightConv2d'),  # noqa: B006
         norm_cfg: Cfg | None = None,
         act_cfg: Cfg | None = None,
@@ -112,9 +113,9 @@ class LightConvSO(nn.Module):
         if in_channels != out_channels:
             raise ValueError(f'LightConvSO keeps its channels, got {in_channels=}, {out_channels=}')
         self.gated = nn.Conv2d(in_channels, 2 * in_channels, 1)
-        self.conv = build_conv_layer(
-            conv_cfg, in_channels, in_channels, kernel_size, padding=kernel_size // 2, groups=in_channels, bias=False
-        )
+        rows, columns = pair('kernel_size', kernel_size)
+        place = dict(padding=(rows // 2, columns // 2), groups=in_channels, bias=False)
+        self.conv = build_conv_layer(conv_cfg, in_channels, in_channels, (rows, columns), **place)
         self.mix = ConvModule(
             in_channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=with_num_channels(act_cfg, out_channels)
         )
