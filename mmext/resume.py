@@ -3,6 +3,10 @@
 Every sample is loaded with random numbers of its own, seeded by the run's seed, the process, the epoch and the place of the
 sample in it. So it does not matter which worker loads it, nor what was loaded before it. The global random states then serve
 the model alone, and are saved and set again.
+
+A transform that keeps samples of earlier iterations (``CachedMosaic``) depends on what its worker loaded before. So it
+forgets them where an epoch begins, as it does anyway where workers do not persist. A run that is resumed inside an epoch
+loads the samples again that such transforms saw.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import logging
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
+from operator import length_hint
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +85,8 @@ class _Place(NamedTuple):
 
     index: Any
     epoch: int
+    #: Where the epoch has no end, how often the data were gone through.
+    turn: int
     position: int
 
 
@@ -88,8 +95,13 @@ class _SeededDataset:
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed, self.rank = dataset, seed, get_rank()
+        self._turn: tuple[int, int] | None = None
 
     def __getitem__(self, place: _Place) -> Any:
+        if self._turn != (place.epoch, place.turn):
+            self._turn = place.epoch, place.turn
+            for transform in transforms_with_memory(self.dataset):
+                transform.results_cache.clear()
         before = _cpu_states() if get_worker_info() is None else None
         words = np.random.SeedSequence([self.seed, self.rank, place.epoch, place.position]).generate_state(3)
         random.seed(int(words[0]))
@@ -131,12 +143,13 @@ class _PlacedBatches:
         self.batches, self.plan = batches, plan
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, skip, position = self.plan.epoch, self.plan.skip, 0
+        epoch, skip, position, length = self.plan.epoch, self.plan.skip, 0, length_hint(self.batches, 0)
         self.plan.skip = 0
         for number, batch in enumerate(self.batches):
             indices = batch if isinstance(batch, (list, tuple)) else [batch]
             if number >= skip:
-                places = [_Place(index, epoch, position + i) for i, index in enumerate(indices)]
+                turn = number // length if length else 0
+                places = [_Place(index, epoch, turn, position + i) for i, index in enumerate(indices)]
                 yield places if isinstance(batch, (list, tuple)) else places[0]
             position += len(indices)
 
@@ -156,6 +169,16 @@ class SeededLoader(DataLoader):
     @property
     def _index_sampler(self) -> _PlacedBatches:
         return _PlacedBatches(super()._index_sampler, self.plan)
+
+    def __iter__(self) -> Any:
+        again = 0
+        if self.plan.skip and transforms_with_memory(self.dataset):
+            again = self.plan.skip % (length_hint(self, 0) or self.plan.skip + 1)
+            self.plan.skip -= again
+        iterator = super().__iter__()
+        for _ in range(again):
+            next(iterator)
+        return iterator
 
     def _get_iterator(self) -> Any:
         dataset = self.dataset
@@ -288,15 +311,14 @@ def _numbered(hooks: Any) -> Iterator[tuple[str, Any]]:
         yield f'{name} {seen[name]}', hook
 
 
-def transforms_with_memory(dataset: Any) -> list[str]:
-    """Return the names of a dataset's transforms that keep samples of earlier iterations, as CachedMosaic does."""
-    found = [
-        type(t).__name__
-        for t in getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-        if hasattr(t, 'results_cache')
-    ]
-    inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())]
-    return found + [name for part in inner if part is not None for name in transforms_with_memory(part)]
+def transforms_with_memory(data: Any) -> list[Any]:
+    """Return the transforms of a dataset that keep samples of earlier iterations, as CachedMosaic does."""
+    inner = [getattr(data, key, None) for key in ('pipeline', 'dataset')]
+    for key in ('datasets', 'transforms'):
+        several = getattr(data, key, None)
+        inner += several if isinstance(several, (list, tuple)) else [several]
+    own = [data] if isinstance(getattr(data, 'results_cache', None), list) else []
+    return own + [found for part in inner if part is not None for found in transforms_with_memory(part)]
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from mmext.resume import (
     is_sharded,
     plain_form,
     random_states,
+    seed_loader,
     set_hook_states,
     set_random_state,
     transforms_with_memory,
@@ -54,14 +55,28 @@ class ResumeNet(BaseModel):
         return {'loss': (out - targets).square().mean()} if mode == 'loss' else [o for o in out]
 
 
+class Mixing:
+    """Keeps samples of earlier iterations and mixes one in, as mmdet's CachedMosaic does."""
+
+    def __init__(self):
+        self.results_cache = []
+
+    def __call__(self, x):
+        self.results_cache.append(x.clone())
+        if len(self.results_cache) > 5:
+            self.results_cache.pop(random.randrange(6))
+        return x + random.choice(self.results_cache)
+
+
 @DATASETS.register_module()
 class ResumeData(torch.utils.data.Dataset):
     """Samples that are augmented with the random numbers of Python, numpy and torch."""
 
     metainfo = {'classes': ('a',)}
 
-    def __init__(self, size=12):
+    def __init__(self, size=12, remembers=False):
         self.size = size
+        self.pipeline = Mixing() if remembers else None
 
     def __len__(self):
         return self.size
@@ -70,6 +85,7 @@ class ResumeData(torch.utils.data.Dataset):
         assert type(index) is int
         x = torch.linspace(-1, 1, 4) * (index + 1) / self.size
         x = x + 0.1 * torch.randn(4) + 0.1 * random.random() + 0.1 * float(np.random.rand())
+        x = x if self.pipeline is None else self.pipeline(x)
         return {'inputs': x, 'targets': torch.tensor(index / self.size)}
 
 
@@ -115,7 +131,8 @@ BASE = """
 default_scope = 'mmengine'
 model = dict(type='ResumeNet')
 train_dataloader = dict(batch_size=2, num_workers={workers}, persistent_workers={persistent},
-                        sampler=dict(type='{sampler}', shuffle=True), dataset=dict(type='ResumeData'),
+                        sampler=dict(type='{sampler}', shuffle=True),
+                        dataset=dict(type='ResumeData', remembers={remembers}),
                         collate_fn=dict(type='default_collate'))
 val_dataloader = dict(batch_size=4, num_workers={workers}, persistent_workers={persistent},
                       sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(type='ResumeData', size=8),
@@ -141,7 +158,16 @@ param_scheduler = [dict(type='LinearLR', start_factor=0.1, end=20, by_epoch=Fals
 
 
 def config(tmp_path, loop=EPOCHS, **options):
-    values = dict(workers=0, persistent=False, sampler='DefaultSampler', counts=1, interval=1, by_epoch=True, seed=3)
+    values = dict(
+        workers=0,
+        persistent=False,
+        sampler='DefaultSampler',
+        counts=1,
+        interval=1,
+        by_epoch=True,
+        seed=3,
+        remembers=False,
+    )
     path = tmp_path / 'config.py'
     path.write_text(BASE.format(**{**values, **options}) + loop)
     return str(path)
@@ -198,11 +224,20 @@ VARIANTS = {
     'persistent workers': dict(workers=2, persistent=True),
     'checkpoints inside epochs': dict(by_epoch=False, interval=4),
     'checkpoints inside epochs, accumulation': dict(by_epoch=False, interval=2, counts=5),
-    'checkpoints inside epochs, persistent workers': dict(by_epoch=False, interval=4, workers=2, persistent=True),
+    'checkpoints inside epochs, persistent workers, samples kept': dict(
+        by_epoch=False, interval=4, workers=2, persistent=True, remembers=True
+    ),
     'iterations': dict(loop=ITERATIONS, by_epoch=False, interval=5),
     'iterations, endless': dict(loop=ITERATIONS, by_epoch=False, interval=5, sampler='InfiniteSampler'),
-    'iterations, endless, workers': dict(
-        loop=ITERATIONS, by_epoch=False, interval=4, sampler='InfiniteSampler', workers=2, persistent=True, counts=3
+    'iterations, endless, workers, samples kept': dict(
+        loop=ITERATIONS,
+        by_epoch=False,
+        interval=4,
+        sampler='InfiniteSampler',
+        workers=2,
+        persistent=True,
+        counts=3,
+        remembers=True,
     ),
 }
 STOPS = {
@@ -243,24 +278,41 @@ def test_a_hook_that_stops_early_counts_on(tmp_path):
     assert kept['wait_count'] == 1
 
 
-def test_transforms_that_remember_are_named(tmp_path, monkeypatch):
-    class Remembers:
-        results_cache = ()
+@pytest.mark.parametrize('workers', [0, 2])
+def test_cached_mosaic_goes_on_inside_an_epoch(workers):
+    transforms = pytest.importorskip('mmdet.datasets.transforms')
+    from mmcv.transforms import Compose, RandomApply
+    from mmdet.structures.bbox import HorizontalBoxes
 
-    class Pipeline:
-        transforms = (Remembers(), object())
+    class Pictures(torch.utils.data.Dataset):
+        def __init__(self):
+            mosaic = transforms.CachedMosaic(img_scale=(8, 8), max_cached_images=4)
+            mixup = transforms.CachedMixUp(img_scale=(8, 8), max_cached_images=4, prob=1.0)
+            self.pipeline = Compose([mosaic, RandomApply([mixup], prob=0.9)])
 
-    inner = ResumeData()
-    inner.pipeline = Pipeline()
-    outer = torch.utils.data.ConcatDataset([inner, ResumeData()])
-    assert transforms_with_memory(outer) == ['Remembers']
-    path, said = config(tmp_path), []
-    with pytest.raises(StopError):
-        run(path, tmp_path / 'work', ('before_train_iter', 8))
-    monkeypatch.setattr(ResumeData, 'pipeline', Pipeline(), raising=False)
-    monkeypatch.setattr('mmengine.logging.MMLogger.warning', lambda self, text, *args: said.append(text))
-    run(path, tmp_path / 'work')
-    assert [line for line in said if line.startswith('Remembers: what they keep')]
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            boxes = HorizontalBoxes(torch.tensor([[1.0, 1.0, 6.0, 6.0]]))
+            sample = dict(
+                img=np.full((8, 8, 3), index + random.random(), np.float32), img_shape=(8, 8), gt_bboxes=boxes
+            )
+            sample.update(gt_bboxes_labels=np.array([index]), gt_ignore_flags=np.array([False]))
+            return self.pipeline(sample)['img']
+
+    data = Pictures()
+    kept = transforms_with_memory(torch.utils.data.ConcatDataset([ResumeData(), data]))
+    assert [type(t).__name__ for t in kept] == ['CachedMosaic', 'CachedMixUp']
+    loader = seed_loader(torch.utils.data.DataLoader(data, batch_size=2, num_workers=workers, collate_fn=list), 5)
+    whole = [[x.tolist() for x in batch] for batch in loader]
+    loader.plan.skip = 7
+    assert [[x.tolist() for x in batch] for batch in loader] == whole[7:]
+    assert len({np.shape(x) for batch in whole[7:] for x in batch}) == 1  # all of them are mixed
+    with pytest.MonkeyPatch.context() as patch:  # it is those transforms that this is about
+        patch.setattr('mmext.resume.transforms_with_memory', lambda data: [])
+        loader.plan.skip = 7
+        assert [[x.tolist() for x in batch] for batch in loader] != whole[7:]
 
 
 def test_hooks_that_keep_a_state_get_their_own(tmp_path):
@@ -455,7 +507,7 @@ def test_data_that_changed_inside_an_epoch_are_refused(tmp_path):
     path, work = config(tmp_path, by_epoch=False, interval=4), tmp_path / 'work'
     with pytest.raises(StopError):
         run(path, work, ('before_train_iter', 6))
-    Path(path).write_text(Path(path).read_text().replace("type='ResumeData')", "type='ResumeData', size=20)", 1))
+    Path(path).write_text(Path(path).read_text().replace("type='ResumeData',", "type='ResumeData', size=20,", 1))
     with pytest.raises(
         CheckpointError, match=r'inside epoch 1, after 4 iterations of epochs of 6 batches, .* now have 10'
     ):
@@ -477,8 +529,6 @@ def test_what_is_not_plain_is_left_out(tmp_path):
 
 
 def test_loading_a_sample_leaves_the_random_states_alone():
-    from mmext.resume import seed_loader
-
     loader = seed_loader(torch.utils.data.DataLoader(ResumeData(), batch_size=3), 5)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     first = [batch['inputs'] for batch in loader]

@@ -31,7 +31,6 @@ from mmext.resume import (
     seed_loader,
     set_hook_states,
     set_random_state,
-    transforms_with_memory,
     wrappers_of,
 )
 
@@ -77,10 +76,12 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
       answers :class:`mmext.contracts.KeepsRunState`), and whether the validation that was due is done.
     - Samples are loaded with random numbers of their own, see :mod:`mmext.resume`. The batches of an epoch that were seen
       are left out, the rest of that epoch is trained, and a validation that was cut off is done again.
+    - Transforms that keep samples of earlier iterations (``CachedMosaic``) forget them where an epoch begins. They see an
+      epoch's samples again where a run goes on inside of it, which takes the time of loading them.
 
-    What stays different after a resume: transforms that keep samples of earlier iterations (``CachedMosaic``), which a line
-    in the log names, and operations that are random by themselves on a GPU. Of several processes the mean of the waiting
-    gradients is saved. Under FSDP, where each holds parts of them, the checkpoint waits for the step instead.
+    What stays different after a resume: operations that are random by themselves on a GPU, and such transforms where the
+    number of workers has changed. Of several processes the mean of the waiting gradients is saved. Under FSDP, where each
+    holds parts of them, the checkpoint waits for the step instead.
 
     Args:
         *args: Those of mmengine's hook.
@@ -194,11 +195,6 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             for hook in runner.hooks[runner.hooks.index(self) + 1 :]:
                 if counts(hook):
                     hook.after_val_epoch(runner, saved['metrics'])
-        if remembering := transforms_with_memory(loop.dataloader.dataset):
-            runner.logger.warning(
-                f'{", ".join(remembering)}: what they keep of earlier samples is in no checkpoint, so that the first samples '
-                'after this resume differ from those of a run that was never stopped'
-            )
         if saved.get('random'):
             set_random_state(saved['random'])
         begun = isinstance(loop, EpochBasedTrainLoop) and loop._iter - loop._epoch * len(loop.dataloader)
