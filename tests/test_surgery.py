@@ -19,6 +19,7 @@ from mmext.export import export_onnx
 from mmext.folding import fold
 from mmext.registry import named
 from mmext.surgery import CallSites, distance, merge_swap, swap_layers, undo_swap, verdict
+from mmext.surgery.insert import misfit
 from mmext.surgery.layout import ChannelsLast, channel_axis
 
 REFCONV = dict(to=dict(type='mmext.RefConv2d'))
@@ -293,6 +294,7 @@ def test_log_tells_what_was_replaced(caplog):
         ([dict(match='layr4.1.conv1', **REFCONV)], ValueError, r"found no layer.*nearest names are \['layer4.1.conv1'"),
         ([dict(kernel_size=5, **REFCONV)], ValueError, "found no layer.*'kernel_size': 5"),
         ([dict(to=dict(type='mmext.LENI'))], ValueError, "layer='ReLU'"),
+        ([dict(layer='ReLU', **REFCONV)], ValueError, 'a ReLU does not say in_channels, out_channels, kernel_size'),
         ([dict(regex='conv', **REFCONV)], ValueError, r"rules take \['channel_axis'"),
         ([dict(match='conv')], ValueError, 'needs to=dict'),
         ([dict(match='layer(', **REFCONV)], ValueError, r"regular expression as match, and 'layer\(' is none"),
@@ -439,8 +441,40 @@ def test_an_activation_with_the_channels_last_is_transposed(size, tmp_path):
 
 def test_tokens_are_refused_by_name_where_a_map_is_needed():
     vit = dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=64)
-    with pytest.raises(ValueError, match=r'place of layers\.0\.ffn\..*given tokens of the shape \(1, 17, 768\).*skip='):
+    shape = r'given tokens of the shape \(1, 17, 768\): it takes maps, \(N, C, H, W\), and no .*skip='
+    with pytest.raises(ValueError, match=rf'place of layers\.0\.ffn\..*{shape}'):
         swap_layers(vit, [dict(layer='GELU', first=1, to=dict(type='mmext.LENI'))])
+
+
+class Applies(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+def _lawful(x):
+    raise ValueError('it needs an even number of rows')
+
+
+@pytest.mark.parametrize(
+    ('layer', 'shape', 'sentence'),
+    [
+        (ChannelsLast(LENI(8)), (1, 16, 8), 'it takes maps, (N, C, H, W), and no tensors of that many axes'),
+        (ChannelsLast(nn.Conv2d(8, 8, 3, padding=1)), (2, 5, 8), 'it takes maps, (N, C, H, W), and no tensors of '),
+        (nn.BatchNorm2d(8), (1, 8, 16), 'it takes maps, (N, C, H, W), and no tensors of that many axes'),
+        (nn.Sequential(nn.Conv2d(8, 8, 7), nn.Upsample(5)), (1, 8, 5, 5), 'it takes maps of 8 x 8, and none of '),
+        (nn.InstanceNorm2d(8), (1, 8, 1, 1), 'it takes maps of 8 x 8, and none of these sizes'),
+        (nn.InstanceNorm2d(8), (1, 8, 2, 1), ''),
+        (nn.Linear(5, 5), (1, 8, 4, 4), 'its forward raises RuntimeError on them, and on maps of as many channels'),
+        (nn.Conv2d(8, 4, 1), (1, 8, 4, 4), 'it makes (2, 4, 4, 4) of (2, 8, 4, 4), which what follows does not '),
+        (Applies(_lawful), (1, 8, 5, 5), 'it needs an even number of rows'),
+    ],
+)
+def test_why_a_layer_fails_is_said_in_our_words(layer, shape, sentence):
+    said = misfit(layer, [[shape]])
+    assert said.startswith(sentence)
+    assert bool(said) == bool(sentence)
+    assert 'expected' not in said.lower()
 
 
 def test_an_activation_that_two_modules_hold_is_replaced_where_it_is_called():

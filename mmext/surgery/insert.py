@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from mmext.contracts import RunsInserted
 from mmext.convs.base import ForeignWeightError, _is_scaled
+from mmext.errors import reason
 from mmext.surgery.layout import ChannelsLast, channel_axis
 from mmext.surgery.rules import Insertion
 from mmext.surgery.trial import Shape
@@ -208,11 +211,30 @@ def misfit(block: nn.Module, shapes: Sequence[Sequence[Shape]]) -> str:
         try:
             x, out = _run(block, given)
         except Exception as error:  # a layer of any host may raise anything
-            return f'it fails on them ({type(error).__name__}: {error})'.splitlines()[0]
+            return _failure(block, given, error)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             made = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             return f'it makes {made} of {tuple(x.shape)}, which what follows does not expect'
     return ''
+
+
+def _failure(block: nn.Module, given: Sequence[Shape], error: Exception) -> str:
+    """Return why a layer fails on tensors of these shapes, found out on other shapes where its error is that of torch."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    if isinstance(error, ValueError) and Path(torch.__file__).parent not in Path(raised_in).parents:
+        return reason(error).removeprefix('ValueError: ')  # a law of the layer, in its own words
+    last = isinstance(block, ChannelsLast)
+    layer = block.layer if last else block
+    for size in (8, 64):
+        maps = [(1, shape[-1] if last else shape[1], size, size) for shape in given]
+        try:
+            _run(layer, maps)
+        except Exception:  # as above
+            continue
+        if len(given[0]) != 4:
+            return 'it takes maps, (N, C, H, W), and no tensors of that many axes'
+        return f'it takes maps of {size} x {size}, and none of these sizes'
+    return f'its forward raises {type(error).__name__} on them, and on maps of as many channels'
 
 
 def _passes(block: nn.Module, shapes: Sequence[Shape]) -> bool:

@@ -120,6 +120,7 @@ def _replace(
     chosen = choose(model, rules)
     places: dict[tuple[int, str], tuple[Place, Rule]] = {}
     for name, (old, rule) in chosen.items():
+        _refuse_untold(name, old, rule)
         holder, attribute = _locate(model, name)
         places.setdefault((id(holder), attribute), (Place(name, holder, attribute, old), rule))
     # A host shares a layer without parameters freely; where the new one has some, each call needs one of its own.
@@ -206,6 +207,17 @@ def _untried(model: nn.Module, refusal: Exception, shape: Sequence[int] | None, 
         f'swap_layers must run {type(model).__name__} once to learn {what}, and that failed{given} ({text}); '
         + (', or '.join(remedies) or 'leave these layers out')
     )
+
+
+def _refuse_untold(name: str, old: nn.Module, rule: Rule) -> None:
+    """Refuse to put a convolution in the place of what does not say its channels."""
+    untold = [key for key in ('in_channels', 'out_channels', 'kernel_size') if key not in rule.to]
+    is_conv = isinstance(rule.cls, type) and issubclass(rule.cls, nn.Conv2d) and not isinstance(rule.cls, StandsFor)
+    if is_conv and untold and not isinstance(old, nn.Conv2d):
+        raise ValueError(
+            f'swap_layers cannot put {rule.to["type"]} in the place of {name}: a {type(old).__name__} does not say '
+            f"{', '.join(untold)}; choose convolutions by layer='Conv2d', or write them in to=dict(...)"
+        )
 
 
 def _instead(place: Place, rule: Rule) -> nn.Module:
