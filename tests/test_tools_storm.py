@@ -12,11 +12,14 @@ from collections import Counter
 import pytest
 import torch
 from helpers import TOOLS, tool
+from mmengine.config import Config
+from mmengine.model import BaseModel
 from torch import nn
 
 from mmext.analysis.isolated import compare, limited
 from mmext.analysis.rewire import Move, draw_moves, rewired
 from mmext.analysis.samples import batch_for, fewest_classes
+from mmext.analysis.stages import _trained, _undrawn_is_nan
 from mmext.errors import UsageError
 
 TOOL = TOOLS / 'analysis_tools/storm.py'
@@ -178,6 +181,22 @@ def test_rules_of_one_place_share_one_surgery_and_the_config_is_not_changed():
     assert new['model']['backbone'] == dict(type='mmext.swap_layers', model=cfg['backbone'], rules=[rule, rule])
     assert new['model']['neck']['conv_cfg'] == dict(type='a')
     assert cfg['neck'] == dict(type='FPN')
+
+
+def test_a_weight_that_a_host_never_draws_is_told_before_the_step():
+    class Undrawn(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.drawn, self.weight = nn.Linear(2, 2), nn.Parameter(torch.empty(3))
+
+        def forward(self, inputs):
+            raise NotImplementedError
+
+    with _undrawn_is_nan():
+        model = Undrawn()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match=r'^1 of its tensors are drawn neither .* such as weight$'):
+        _trained(model, Config(), 64)
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ def _note(row: Row, folder: Path, stage: str) -> None:
 def _stock_model(row: Row, cfg: Config, most: int) -> nn.Module | None:
     """Return the stock model after a step, at the first size that it serves; None if it does not count."""
     for size in SIZES:
-        model = build_model(_whole_model(cfg))
+        model = _built(cfg)
         if (millions := sum(p.numel() for p in model.parameters()) / 1e6) > most:
             row.skipped = f'it has {millions:.0f} million parameters, more than {most}'
             return None
@@ -130,7 +132,7 @@ def _rewired_model(row: Row, cfg: Config, stock: nn.Module, rng: random.Random) 
         row.moves = [str(move) for move in moves]
         cfg.model = rewired(plain, moves)
         try:
-            return build_model(_whole_model(cfg))
+            return _built(cfg)
         except ValueError as refusal:  # a law of a layer or of surgery
             row.refused.append(f'{"; ".join(row.moves)}: {reason(refusal)}')
     raise RuntimeError(f'surgery refused {DRAWS} draws, at last: {row.refused[-1]}')
@@ -138,14 +140,40 @@ def _rewired_model(row: Row, cfg: Config, stock: nn.Module, rng: random.Random) 
 
 def _trained(model: Any, cfg: Config, size: int) -> None:
     """Take a training step with a model, and refuse values that are not finite."""
-    model.init_weights()
+    with _undrawn_is_nan():
+        model.init_weights()
+    if bad := _not_finite(model):
+        raise RuntimeError(
+            f'{len(bad)} of its tensors are drawn neither when it is built nor by init_weights(), such as {bad[0]}'
+        )
     model.train()
     batch = batch_for(cfg.default_scope, size=size, classes=fewest_classes(cfg.model.to_dict()))
     log = take_step(model, cfg.optim_wrapper, batch, size)
     if not bool(torch.as_tensor(log['loss']).isfinite()):
         raise RuntimeError(f'the loss is {float(log["loss"])}')
-    if bad := [n for n, p in model.named_parameters() if not bool(p.isfinite().all())]:
-        raise RuntimeError(f'{len(bad)} parameters are not finite after a step, such as {bad[0]}')
+    if bad := _not_finite(model):
+        raise RuntimeError(f'{len(bad)} tensors are not finite after a step, such as {bad[0]}')
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    """Return the names of parameters that hold anything but finite numbers."""
+    return [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+
+
+def _built(cfg: Config) -> nn.Module:
+    with _undrawn_is_nan():
+        return build_model(_whole_model(cfg))
+
+
+@contextmanager
+def _undrawn_is_nan() -> Iterator[None]:
+    """Fill memory that torch hands out unwritten with NaN, so that a weight that nobody draws is found in every run."""
+    state = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(state[0], warn_only=state[1])
 
 
 def _whole_model(cfg: Config) -> dict[str, Any]:
