@@ -224,7 +224,7 @@ def _failure(block: nn.Module, given: Sequence[Shape], error: Exception) -> str:
     if isinstance(error, ValueError) and Path(torch.__file__).parent not in Path(raised_in).parents:
         return reason(error).removeprefix('ValueError: ')  # a law of the layer, in its own words
     last = isinstance(block, ChannelsLast)
-    layer = block.layer if last else block
+    layer = block.layer if isinstance(block, ChannelsLast) else block
     for size in (8, 64):
         maps = [(1, shape[-1] if last else shape[1], size, size) for shape in given]
         try:
