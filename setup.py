@@ -108,7 +108,7 @@ def extensions() -> list:
             f'torch is not visible to the build ({error}); install with --no-build-isolation'
         ) from error
     include = mmcv_headers()
-    sources = [f'{SOURCES}/binding.cpp', f'{SOURCES}/cpu/neighborhood_cpu.cpp']
+    sources = [f'{SOURCES}/{name}.cpp' for name in ('binding', 'cpu/neighborhood_cpu', 'cpu/row_messages_cpu')]
     found = [CppExtension('mmext._C', sources, include_dirs=include)]
     toolkit = cuda_toolkit(torch)
     if toolkit is not None:

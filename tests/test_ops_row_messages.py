@@ -1,5 +1,7 @@
 """Messages from row to row: the matrix products against the convolutions of single rows, with all derivatives."""
 
+import importlib
+
 import pytest
 import torch
 from mmengine.analysis import get_model_complexity_info
@@ -9,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmext.blocks.scnn import SCNNBlock
 from mmext.ops import row_messages
+from mmext.ops._native import NativeStatus, native_status
 from mmext.ops.row_messages import row_messages_reference
 
 TYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -21,11 +24,36 @@ def tensors(shape=(5, 2, 7, 3), taps=3, bias=True, dtype=torch.float64):
     return made if bias else [*made[:2], None]
 
 
+@pytest.fixture(params=['native', 'reference'])
+def way(request, monkeypatch):
+    """Run the compiled recurrence where it was built, and the products of single rows."""
+    if request.param == 'reference':
+        status = NativeStatus('reference', 'a test asks for it')
+        # By its path the function of the same name would be found.
+        monkeypatch.setattr(importlib.import_module('mmext.ops.row_messages'), 'native_status', lambda: status)
+    elif native_status().which != 'native':
+        pytest.skip('mmext._C was not built')
+
+
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('bias', [False, True])
-@pytest.mark.parametrize('shape', [(5, 2, 7, 3), (2, 1, 4, 2), (4, 3, 1, 5), (3, 0, 3, 2), (40, 1, 30, 2)])
-def test_it_is_the_loop_over_rows(shape, bias, reverse):
-    inputs = tensors(shape, 9, bias)
+@pytest.mark.parametrize(
+    ('shape', 'taps'),
+    [
+        ((5, 2, 7, 3), 9),
+        ((5, 2, 8, 3), 7),
+        ((5, 2, 9, 17), 5),
+        ((4, 1, 5, 2), 3),
+        ((4, 2, 5, 3), 1),
+        ((2, 1, 4, 2), 9),
+        ((4, 3, 1, 5), 9),
+        ((3, 0, 3, 2), 9),
+        ((40, 1, 30, 2), 9),
+    ],
+)
+@pytest.mark.usefixtures('way')
+def test_it_is_the_loop_over_rows(shape, taps, bias, reverse):
+    inputs = tensors(shape, taps, bias)
     ours, reference = (f(*inputs, reverse) for f in (row_messages, row_messages_reference))
     torch.testing.assert_close(ours, reference)
     z = torch.randn_like(ours)
@@ -42,6 +70,7 @@ def test_a_single_row_hears_nothing():
 
 
 @pytest.mark.parametrize('dtype', TYPES)
+@pytest.mark.usefixtures('way')
 def test_types_and_layouts(dtype):
     rows, weight, bias = tensors(dtype=dtype)
     exact = row_messages(rows.double(), weight.double(), bias.double())
@@ -51,6 +80,22 @@ def test_types_and_layouts(dtype):
         assert messages.dtype == dtype
         assert messages.is_contiguous()
         assert (messages.double() - exact).abs().max() <= TYPES[dtype] * exact.abs().max()
+
+
+def test_single_precision_of_wide_rows():
+    rows, weight, _ = tensors((30, 2, 22, 48), 9, dtype=torch.float32)
+    exact = row_messages(rows.double(), weight.double())
+    assert (row_messages(rows, weight) - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.usefixtures('way')
+def test_what_is_not_a_number_stays_so():
+    rows, weight, bias = (t.detach() for t in tensors())
+    rows[1, 0, 3] = float('nan')
+    heard = row_messages(rows, weight, bias)
+    assert heard[2, 0, 3].isnan().all()
+    assert not heard[:2].isnan().any()
+    assert not heard[:, 1].isnan().any()
 
 
 def test_derivatives_of_any_order():

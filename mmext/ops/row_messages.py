@@ -14,6 +14,7 @@ from mmengine.analysis.jit_handles import get_shape
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mmext.ops._native import native_status
 from mmext.ops._operator import operator, primals
 
 __all__ = ['row_messages', 'row_messages_reference']
@@ -27,7 +28,8 @@ def row_messages(rows: Tensor, weight: Tensor, bias: Tensor | None = None, rever
 
     .. math:: m_0 = 0, \qquad m_i = \mathrm{ReLU}(K * (x_{i-1} + m_{i-1}) + b)
 
-    Rows wait for each other, so each is small work. A row's windows are laid out in a buffer that stays in the cache, and
+    Rows wait for each other, so each is small work. The compiled form needs five ninths of the multiplications, see
+    ``cuda_ops/cpu/row_messages_cpu.cpp``. Without it, a row's windows are laid out in a buffer that stays in the cache, and
     multiplied by the whole kernel at once. The backward pass goes through the rows in the same way, and makes the gradient
     of the kernel from many rows together.
 
@@ -92,7 +94,19 @@ def _order(rows: Tensor, reverse: bool) -> list[int]:
     return list(range(len(rows)))[:: -1 if reverse else 1]
 
 
+def _compiled(rows: Tensor, weight: Tensor) -> bool:
+    """Return whether the compiled recurrence runs: for a kernel that it makes cheaper, on the CPU, in the types it has."""
+    return (
+        rows.device.type == 'cpu'
+        and rows.dtype in (torch.float32, torch.float64)
+        and weight.shape[2] > 1
+        and native_status().which == 'native'
+    )
+
+
 def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    if _compiled(rows, weight):
+        return torch.ops.mmext.row_recurrence(rows, weight, bias, None, reverse)
     rows = rows.contiguous()
     messages, order = torch.empty_like(rows), _order(rows, reverse)
     for first in order[:1]:
@@ -152,19 +166,14 @@ def _pairs(reverse: bool) -> tuple[slice, slice]:
 
 def _gradients(rows: Tensor, weight: Tensor, messages: Tensor, grad: Tensor, reverse: bool) -> tuple[Tensor, ...]:
     rows, grad, taps = rows.contiguous(), grad.contiguous(), weight.shape[2]
-    to_rows, passed, order = torch.empty_like(rows), torch.empty_like(rows), _order(rows, reverse)
-    for first, last in zip(order[:1], order[-1:], strict=True):
-        passed[first].zero_()
-        to_rows[last].zero_()
-    matrix = weight.flip(2).permute(2, 0, 1).flatten(0, 1)
-    windows = _Windows(rows, taps)
-    for here, before in pairwise(reversed(order)):
-        torch.add(grad[here], to_rows[here], out=passed[here])
-        passed[here].mul_(messages[here] > 0)
-        windows.center[0].copy_(passed[here])
-        torch.mm(windows.columns(), matrix, out=to_rows[before].flatten(0, 1))
+    flipped = weight.flip(2).transpose(0, 1)
+    if _compiled(rows, weight):
+        to_rows = torch.ops.mmext.row_recurrence(grad, flipped, None, messages, not reverse)
+        passed = (grad + to_rows).mul_(messages > 0)
+    else:
+        to_rows, passed = _gradients_by_row(grad, flipped, messages, reverse)
     heard, told = _pairs(reverse)
-    passed, total = passed[told], weight.new_zeros(matrix.shape)
+    passed, total = passed[told], weight.new_zeros(taps * weight.shape[1], weight.shape[0])
     step = max(1, PIXELS // max(1, rows.shape[1] * rows.shape[2]))
     windows = _Windows(rows, taps, step)
     for x, m, theirs in zip(*(t.split(step) for t in (rows[heard], messages[heard], passed)), strict=True):
@@ -172,6 +181,22 @@ def _gradients(rows: Tensor, weight: Tensor, messages: Tensor, grad: Tensor, rev
         total.addmm_(windows.columns(len(x)).t(), theirs.flatten(0, 2))
     to_weight = total.unflatten(0, (taps, -1)).permute(2, 1, 0)
     return to_rows, to_weight, passed.sum((0, 1, 2))
+
+
+def _gradients_by_row(grad: Tensor, flipped: Tensor, messages: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the rows, and those that pass through each row's message."""
+    to_rows, passed, order = torch.empty_like(grad), torch.empty_like(grad), _order(grad, reverse)
+    for first, last in zip(order[:1], order[-1:], strict=True):
+        passed[first].zero_()
+        to_rows[last].zero_()
+    matrix = flipped.permute(2, 1, 0).flatten(0, 1)
+    windows = _Windows(grad, flipped.shape[2])
+    for here, before in pairwise(reversed(order)):
+        torch.add(grad[here], to_rows[here], out=passed[here])
+        passed[here].mul_(messages[here] > 0)
+        windows.center[0].copy_(passed[here])
+        torch.mm(windows.columns(), matrix, out=to_rows[before].flatten(0, 1))
+    return to_rows, passed
 
 
 def _jvp(op: Callable, ctx: Any, *tangents: Tensor | None) -> Tensor | None:
