@@ -20,3 +20,13 @@ def double_precision():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope='module')
+def one_process(tmp_path_factory):
+    """Be the only process of a group, as parallel training wants."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path_factory.mktemp("ddp")}/store', rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()

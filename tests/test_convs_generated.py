@@ -259,15 +259,6 @@ def test_trains_under_ddp(name, one_process):
         torch.testing.assert_close(theirs.grad, ours.grad, rtol=1e-4, atol=1e-5, msg=key)
 
 
-@pytest.fixture(scope='module')
-def one_process(tmp_path_factory):
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{tmp_path_factory.mktemp("ddp")}/store', rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize('name', FAMILY)
 def test_conv_module_takes_it(name):
     like = build(name)
