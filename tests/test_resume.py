@@ -1,7 +1,9 @@
 """A run that is stopped anywhere and resumed ends bit by bit as one that was not: weights, optimizer, schedules, data."""
 
+import copy
 import errno
 import gc
+import logging
 import os
 import random
 import runpy
@@ -15,8 +17,10 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mmext.checkpoints import read_checkpoint
@@ -382,7 +386,46 @@ def _accumulate(rank, store):
     if rank:
         lone.weight.grad = torch.full((1, 1), 4.0)
     assert gradients_of(lone)['weight'].item() == 2
+    _shard(Path(store).parent)
     torch.distributed.destroy_process_group()
+
+
+def _shard(folder):
+    """Check that the checkpoint of a model that FSDP has cut into parts waits for the step."""
+    cpu, saved = torch.device('cpu'), []
+    forms = [
+        lambda net: FullyShardedDataParallel(net, device_id=cpu),
+        lambda net: FullyShardedDataParallel(net, device_id=cpu, use_orig_params=True),
+    ]
+    if hasattr(torch.distributed.fsdp, 'fully_shard'):  # that of torch 2.5 is a draft, and wants a GPU
+        mesh = torch.distributed.device_mesh.init_device_mesh('cpu', (2,))
+        forms.append(lambda net: torch.distributed.fsdp.fully_shard(net, mesh=mesh))
+    for number, form in enumerate(forms):
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+        net = form(copy.deepcopy(plain))
+        assert is_sharded(net)
+        hook = hook_module.CheckpointHook(interval=1, by_epoch=False)
+        hook.out_dir, hook.file_backend = str(folder), hook_module.LocalBackend()
+        runner = SimpleNamespace(
+            model=net, logger=logging.getLogger('sharded'), epoch=0, iter=0, hooks=[], work_dir=folder
+        )
+        runner.optim_wrapper = OptimWrapper(torch.optim.SGD(net.parameters(), lr=0.1), accumulative_counts=2)
+        runner.message_hub = MessageHub.get_instance(f'sharded {number}')
+        runner.save_checkpoint = lambda folder, name, *args, **kwargs: saved.append(name)
+        reference = OptimWrapper(torch.optim.SGD(plain.parameters(), lr=0.1), accumulative_counts=2)
+        for step in (1, 2):
+            x = torch.full((4, 3), float(step))  # the same in both processes
+            reference.update_params(plain(x).square().mean())
+            runner.optim_wrapper.update_params(net(x).square().mean())
+            runner.iter = step - 1
+            if step == 1:
+                hook._save_checkpoint_with_step(runner, step, {})
+                assert len(saved) == number
+            else:
+                hook.after_train_iter(runner, 0)
+        assert saved[number:] == ['iter_2.pth']
+        torch.testing.assert_close(net(x), plain(x))
 
 
 def test_waiting_gradients_of_two_processes_are_saved_as_their_mean(tmp_path):
