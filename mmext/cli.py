@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib.util
 import logging
 import os
 import sys
@@ -15,7 +17,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS, RUNNERS, init_default_scope
+from mmengine.registry import HOOKS, OPTIMIZERS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -23,8 +25,9 @@ from mmext.checkpoints import hand_over, read_checkpoint, serve, state_dict_of
 from mmext.contracts import HasOpenChoices
 from mmext.errors import CheckpointError, UsageError, reason
 from mmext.fit import load_all
-from mmext.hosts import build_model
-from mmext.registry import bare_name, resolve
+from mmext.hosts import HOSTS, build_model
+from mmext.registry import MODELS, bare_name, resolve
+from mmext.registry import OPTIMIZERS as MMEXT_OPTIMIZERS
 from mmext.wrapping import innermost
 
 __all__ = [
@@ -116,7 +119,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(dict(options or {}))
         _mend_dumped(cfg.get('model'))
-    except Exception as error:  # a config is a program, and may raise anything
+    except (Exception, SystemExit) as error:  # a config is a program, and may raise anything
         raise UsageError(f'config {path} cannot be read ({reason(error)}); mend the file or the option') from error
     if not isinstance(cfg.get('model'), dict):
         raise UsageError(
@@ -207,14 +210,46 @@ def load_config(args: argparse.Namespace) -> Config:
         CheckpointGuardHook,  # the hooks are slow to import, and few tools need them
     )
 
+    _refuse_malformed(cfg, args.config)
     hooks = cfg.get('custom_hooks') or []
-    if wrong := next((h for h in hooks if 'type' not in h), None) if isinstance(hooks, list) else hooks:
-        raise UsageError(f'custom_hooks is a list of dict(type=...), got {wrong!r} in {args.config}')
     if not any(resolve(hook, HOOKS) is CheckpointGuardHook for hook in hooks):
         cfg.custom_hooks = [*hooks, {'type': 'mmext.CheckpointGuardHook'}]
     if host_of(cfg) == 'mmpretrain':
         _set_loader_defaults(cfg)
     return cfg
+
+
+def _refuse_malformed(cfg: Config, path: str) -> None:
+    """Refuse entries of a run that mmengine, or what completes them here, would fail on without naming them."""
+
+    def is_hook(hook: Any) -> bool:
+        return isinstance(hook, Hook) or (isinstance(hook, Mapping) and 'type' in hook)
+
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, list) or not all(map(is_hook, hooks)):
+        wrong = next((h for h in hooks if not is_hook(h)), None) if isinstance(hooks, list) else hooks
+        raise UsageError(f'custom_hooks is a list of dict(type=...), got {wrong!r} in {path}')
+    defaults = cfg.get('default_hooks') or {}
+    if not isinstance(defaults, Mapping):
+        raise UsageError(f'default_hooks is a dict of names and dict(type=...), got {defaults!r} in {path}')
+    if wrong := next((f'{k}={h!r}' for k, h in defaults.items() if h is not None and not is_hook(h)), None):
+        raise UsageError(f'default_hooks has a dict(type=...) or None for each name, got {wrong} in {path}')
+    loop = cfg.get('train_cfg')
+    for key in ('max_epochs', 'max_iters'):
+        most = loop.get(key) if isinstance(loop, Mapping) else None
+        if isinstance(most, int) and most < 1:
+            raise UsageError(
+                f'train_cfg.{key} is a whole number from 1 on, got {most} in {path}; nothing would be trained'
+            )
+    wrappers = cfg.get('optim_wrapper')
+    for wrapper in [wrappers, *wrappers.values()] if isinstance(wrappers, Mapping) else []:
+        kind = wrapper.get('optimizer') if isinstance(wrapper, Mapping) else None
+        if isinstance(kind, Mapping) and isinstance(kind.get('type'), str) and resolve(kind, OPTIMIZERS) is None:
+            names = [*OPTIMIZERS.module_dict, *(f'mmext.{name}' for name in MMEXT_OPTIMIZERS.module_dict)]
+            raise UsageError(
+                f'{kind["type"]} in {path} is no registered optimizer; the nearest names are '
+                f'{", ".join(difflib.get_close_matches(kind["type"], names, 3, 0)) or "none"}'
+            )
 
 
 def _set_loader_defaults(cfg: Config) -> None:
@@ -282,8 +317,16 @@ def host_of(cfg: Config) -> str:
 
 def enter_scope(cfg: Config) -> None:
     """Look names up where the config says; with ``default_scope=None`` every type says where it is."""
-    if scope := cfg.get('default_scope', 'mmengine'):
-        init_default_scope(scope)
+    scope = cfg.get('default_scope', 'mmengine')
+    if not scope:
+        return
+    if not isinstance(scope, str) or (
+        MODELS.root._search_child(scope) is None and importlib.util.find_spec(scope.partition('.')[0]) is None
+    ):
+        raise UsageError(
+            f'default_scope={scope!r} is no package that is installed; write mmengine or one of {", ".join(HOSTS)}'
+        )
+    init_default_scope(scope)
 
 
 def build_runner(cfg: Config) -> Runner:

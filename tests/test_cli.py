@@ -26,6 +26,7 @@ UNREADABLE = {
     'nul': 'model = dict(type="a\0b")\n\0',
     'no-model': 'optimizer = 3',
     'model-is-a-number': 'model = 3',
+    'exit': 'import sys; sys.exit(0)',
 }
 UNBUILDABLE = {
     'no-type': GOOD + 'del model["type"]',
@@ -53,6 +54,13 @@ UNRUNNABLE = {
     'unknown-hook': RUN + "custom_hooks = [dict(type='mmext.NoSuchHook')]",
     'load-from-a-number': RUN + 'load_from = 5',
     'no-environment': RUN + 'env_cfg = None',
+    'default-hooks-are-a-number': RUN + 'default_hooks = 5',
+    'a-default-hook-is-a-number': RUN + 'default_hooks = dict(checkpoint=5)',
+    'hook-is-none': RUN + 'custom_hooks = [None]',
+    'unknown-argument-of-the-checkpoint': RUN
+    + "default_hooks = dict(checkpoint=dict(type='CheckpointHook', intervall=1))",
+    'no-epochs': RUN.replace('max_epochs=1', 'max_epochs=0'),
+    'unknown-optimizer': RUN.replace("'SGD'", "'SDG'"),
     'lr-is-a-word': RUN.replace('lr=0.1', "lr='x'"),
     'no-data': RUN,
 }
@@ -97,6 +105,24 @@ def test_other_tools_say_what_is_wrong_with_a_config(run, tmp_path, tool, case):
     more = {'test.py': ['x.pth', '--work-dir', 'work'], 'deploy.py': ['x.pth', 'out.pth']}.get(tool, [])
     assert_one_sentence(*run(tool, {**UNREADABLE, **UNBUILDABLE}[case], *more))
     assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize(
+    ('case', 'words'),
+    [
+        ('exit', 'cannot be read (SystemExit'),
+        ('default-hooks-are-a-number', 'default_hooks is a dict of names'),
+        ('a-default-hook-is-a-number', 'got checkpoint=5'),
+        ('hook-is-none', 'custom_hooks is a list of dict(type=...), got None'),
+        ('unknown-argument-of-the-checkpoint', 'no argument intervall; the nearest name is interval'),
+        ('no-epochs', 'train_cfg.max_epochs is a whole number from 1 on, got 0'),
+        ('unknown-optimizer', 'SDG in '),
+        ('wrong-scope', "default_scope='mmnowhere' is no package that is installed"),
+    ],
+)
+def test_what_mmengine_would_not_name_is_named(run, tmp_path, case, words):
+    text = {**UNREADABLE, **UNBUILDABLE, **UNRUNNABLE}[case]
+    assert words in run('train.py', text, '--work-dir', tmp_path / 'work')[1]
 
 
 @pytest.mark.parametrize('option', ['a', '=1', 'model=3', 'model.backbone.depth.x=1'])

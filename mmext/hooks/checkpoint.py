@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import inspect
 import io
 import os
 from pathlib import Path
@@ -15,7 +17,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmext.checkpoints import read_checkpoint, unwrap
-from mmext.errors import CheckpointError
+from mmext.errors import CheckpointError, UsageError
 from mmext.files import write_whole
 from mmext.registry import HOOKS
 from mmext.resume import (
@@ -97,6 +99,15 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args:  # mmengine hands them to the runner, which takes none, after the first epoch
+            names = inspect.signature(mmengine.hooks.CheckpointHook).parameters
+            near = difflib.get_close_matches(next(iter(self.args)), names, 1, 0)[0]
+            raise UsageError(f'CheckpointHook has no argument {", ".join(self.args)}; the nearest name is {near}')
+        if type(self.interval) is not int or type(self.max_keep_ckpts) is not int:
+            raise UsageError(
+                'CheckpointHook takes whole numbers as interval and max_keep_ckpts, got '
+                f'{self.interval!r} and {self.max_keep_ckpts!r}'
+            )
         self._resumed: dict[str, Any] | None = None
         self._validated: tuple[int, int] | None = None
         self._waits: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -89,6 +89,8 @@ def auto_channels(
 
 def fill_channels(cfg: Mapping[str, Any], input_shape: Sequence[int] | None = None) -> dict[str, Any]:
     """Return the config of a model with every ``'auto'`` for channels filled in; see :func:`auto_channels`."""
+    if wrong := [name for name in _worded(cfg, '') if name not in _asked(cfg, '')]:
+        raise UsageError(f"auto_channels takes 'auto' or numbers for channels, and {wrong[0]} is another word")
     cls = resolve(cfg)
     scope = cfg.get('_scope_') or str(getattr(cls, '__module__', '')).partition('.')[0]
     with DefaultScope.overwrite_default_scope(scope if scope in HOSTS else None):
@@ -100,11 +102,23 @@ def fill_channels(cfg: Mapping[str, Any], input_shape: Sequence[int] | None = No
 
 def _asked(node: Any, path: str) -> list[str]:
     """Return the names of the entries that wait for channels."""
+    return [name for name, word in _words(node, path) if word == AUTO and name.endswith('channels')]
+
+
+def _worded(node: Any, path: str) -> list[str]:
+    """Return the names of the entries that have a word in the place of input channels."""
+    return [name for name, _ in _words(node, path) if name.endswith('.in_channels')]
+
+
+def _words(node: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
-        return [name for key, value in node.items() for name in _asked(value, f'{path}.{key}'.lstrip('.'))]
-    if isinstance(node, (list, tuple)):
-        return [name for i, value in enumerate(node) for name in _asked(value, f'{path}[{i}]')]
-    return [path] if isinstance(node, str) and node == AUTO and path.endswith('channels') else []
+        for key, value in node.items():
+            yield from _words(value, f'{path}.{key}'.lstrip('.'))
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _words(value, f'{path}[{i}]')
+    elif isinstance(node, str):
+        yield path, node
 
 
 class _Filler:
