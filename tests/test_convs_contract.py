@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmext.convs.depthwise import DepthwiseConv2d
 from mmext.export import export_onnx
+from mmext.folding import fold
+from mmext.registry import MODELS
 
 
 def tensors(layer):
@@ -164,6 +166,44 @@ def test_the_routed_layer_is_stored_and_exported_as_the_plain_one(tmp_path):
         torch.testing.assert_close(exported.module()(x), plain(x), rtol=1e-4, atol=1e-5)
         pytest.importorskip('onnxruntime')
         assert export_onnx(layer, x, tmp_path / 'layer.onnx') < 1e-4
+
+
+class TwoUses(nn.Module):
+    """Has a layer in two places, under another norm in each, beside one that shares its parameters and one behind a norm."""
+
+    def __init__(self, name):
+        super().__init__()
+        first = shaken(name)
+        second = copy.deepcopy(first)
+        for key, parameter in first.named_parameters():
+            place, _, attribute = key.rpartition('.')
+            second.get_submodule(place)._parameters[attribute] = parameter
+        self.places = nn.ModuleList([first, nn.Sequential(first, nn.BatchNorm2d(8)), second])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+        self.third = shaken(name)
+
+    def forward(self, x):
+        once, twice, tied = (place(x) for place in self.places)
+        return self.norms[0](once) + twice.relu() + self.norms[1](tied) + self.third(self.norms[2](x))
+
+
+@pytest.mark.parametrize('name', [n for n in LAYERS if not getattr(MODELS.get(n), 'cannot_fold', None)])
+def test_a_layer_folds_wherever_else_it_or_its_parameters_stand(name):
+    net, x = shake(TwoUses(name), by=0.2).eval(), image(batch=2)
+    with torch.no_grad():
+        expected = net(x)
+        torch.testing.assert_close(fold(copy.deepcopy(net), True, inputs=x)(x), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize('kind', ['static', 'mmext.FDConv2d', 'involution'])
+def test_a_layer_that_names_its_function_folds_as_a_whole_or_not_at_all(kind):
+    more = dict(group_channels=8) if kind == 'involution' else {}
+    layer = MODELS.get('EvolutionConv2d')(8, 8, 3, padding=1, function=dict(type=kind, **more))
+    net, x = shake(nn.Sequential(layer, nn.ReLU()), by=0.2).eval(), image(batch=2)
+    folded = fold(copy.deepcopy(net))
+    assert type(folded[0]) is (nn.Conv2d if kind == 'static' else type(layer))
+    torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def _train(layer, x, steps=2):

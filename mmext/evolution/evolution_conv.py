@@ -8,6 +8,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor
 
 from mmext.arguments import Cfg
+from mmext.contracts import Folds
 from mmext.evolution.base import EvolutionOperator2d
 from mmext.evolution.kernels import FactoredKernel
 from mmext.registry import MODELS, require
@@ -85,6 +86,9 @@ class EvolutionConv2d(EvolutionOperator2d):
         self.function = ROOT_MODELS.build({**shared, **function, 'type': operator, 'bias': bias, **self._factory})
         for flag in ('spatial_specific', 'channel_specific', 'dynamic', 'mixes_channels'):
             setattr(self, flag, getattr(self.function, flag))
+        if isinstance(self.function, Folds):  # what stands inside is replaced by the whole, or not at all
+            self.fold = self.function.fold
+            self.fold_in_deploy = getattr(self.function, 'fold_in_deploy', True)
 
     @property
     def positions(self) -> Any:
