@@ -218,6 +218,12 @@ def _check_values(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], what: 
     """Refuse values that are not finite where the model's are, and another kind of number than the model's."""
     for key, tensor in saved.items():
         mine = own.get(key)
+        if odd := _odd_form(tensor):
+            raise CheckpointError(
+                f'{what}: {key} is {odd}; save the model in plain tensors of a type that torch computes in'
+            )
+        if key.endswith('running_var') and not tensor.is_complex() and tensor.numel() and float(tensor.min()) < 0:
+            raise CheckpointError(f'{what}: {key} holds negative variances; the file is damaged, use an earlier one')
         if isinstance(mine, Tensor) and _kind(tensor) != _kind(mine) and not key.endswith('num_batches_tracked'):
             raise CheckpointError(
                 f'{what}: {key} holds {_kind(tensor)} ({tensor.dtype}) where the model has {_kind(mine)}; it is another '
@@ -234,6 +240,15 @@ def _check_values(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], what: 
                 )
 
 
+def _odd_form(tensor: Tensor) -> str:
+    """Name a form of tensor that no model of the hosts computes with, empty for a plain one."""
+    if tensor.is_meta:
+        return 'a tensor without data, of the meta device'
+    if tensor.is_quantized:
+        return f'a quantized tensor ({tensor.dtype})'
+    return f'a tensor of {tensor.dtype}' if tensor.is_floating_point() and tensor.element_size() < 2 else ''
+
+
 def _is_finite(tensor: Tensor) -> bool:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
@@ -246,7 +261,7 @@ def _is_finite(tensor: Tensor) -> bool:
 def _kind(tensor: Tensor) -> str:
     if tensor.is_complex():
         return 'complex numbers'
-    return 'real numbers' if tensor.is_floating_point() or tensor.is_quantized else 'integers'
+    return 'real numbers' if tensor.is_floating_point() else 'integers'
 
 
 def _refuse_unfolded(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -49,6 +49,12 @@ WRONG_VALUES = {
     'int64': (lambda t: t.long(), r'stem\.weight holds integers \(torch\.int64\) where the model has real numbers'),
     'complex': (lambda t: t.to(torch.complex64), r'stem\.weight holds complex numbers'),
     'bool': (lambda t: t > 0, r'stem\.weight holds integers \(torch\.bool\)'),
+    'no data': (lambda t: t.to('meta'), r'stem\.weight is a tensor without data'),
+    'quantized': (
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        r'stem\.weight is a quantized tensor \(torch\.qint8\)',
+    ),
+    'eight bits': (lambda t: t.to(torch.float8_e4m3fn), r'stem\.weight is a tensor of torch\.float8_e4m3fn'),
 }
 
 
@@ -60,6 +66,11 @@ def test_wrong_numbers_are_refused_whatever_they_are_for(check, value, match):
     with pytest.raises((CheckpointError, RuntimeError), match=match) as refusal:
         check(changed('stem.weight', value), Net(), 'file', LOG)
     assert '\n' not in str(refusal.value)
+
+
+def test_a_variance_is_not_negative():
+    with pytest.raises(CheckpointError, match=r'norm\.running_var holds negative variances'):
+        check_start(changed('norm.running_var', lambda t: -t), Net(), 'file', LOG)
 
 
 def test_infinity_where_the_model_has_it_is_right():

@@ -338,6 +338,34 @@ def test_hooks_that_keep_a_state_get_their_own(tmp_path):
     assert torch.equal(others[1].value, torch.ones(2))
 
 
+DAMAGED = {
+    'gradients of another shape': ({'gradients': {'weight': torch.ones(3)}}, 'the waiting gradients'),
+    'gradients that are none': ({'gradients': {'weight': 'x'}}, 'the waiting gradients'),
+    'a count that is none': ({'counts': {'': 'x'}}, 'the waiting gradients'),
+    'hooks that are none': ({'hooks': 5}, 'the state of the hooks'),
+    'a random state that is none': ({'random': [5]}, 'the random state'),
+    'half a random state': ({'random': [dict(random_states()[0], numpy=('MT19937',))]}, 'the random state'),
+}
+
+
+@pytest.mark.parametrize('case', DAMAGED)
+def test_a_damaged_state_of_a_run_is_one_sentence(case):
+    saved, what = DAMAGED[case]
+    net = nn.Linear(1, 1)
+    wrapper = OptimWrapper(torch.optim.SGD(net.parameters(), lr=0.1))
+    runner = SimpleNamespace(model=net, optim_wrapper=wrapper, hooks=[StopHook()], train_loop=None)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        with pytest.raises(
+            CheckpointError, match=rf'^cannot resume: {what} in the checkpoint cannot be restored \(.+\)'
+        ):
+            hook_module.CheckpointHook(interval=1)._go_on(runner, saved)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
 def test_gradients_of_parts_are_not_saved_as_those_of_a_whole():
     net = nn.Sequential(nn.Linear(1, 1))
     assert not is_sharded(net)

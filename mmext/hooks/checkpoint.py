@@ -7,6 +7,9 @@ import hashlib
 import inspect
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmext.checkpoints import read_checkpoint, unwrap
-from mmext.errors import CheckpointError, UsageError
+from mmext.errors import CheckpointError, UsageError, reason
 from mmext.files import write_whole
 from mmext.registry import HOOKS
 from mmext.resume import (
@@ -63,6 +66,20 @@ class _RemovesLater:
         self.paths.append(path)
 
     rmtree = remove
+
+
+@contextmanager
+def _restoring(what: str) -> Iterator[None]:
+    """Say which part of a checkpoint is not as this hook writes it."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f'cannot resume: {what} in the checkpoint cannot be restored ({reason(error)}); the file is damaged or was '
+            'changed, use an earlier one'
+        ) from error
 
 
 @HOOKS.register_module()
@@ -168,7 +185,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         if runner._resume:
             self._resumed = checkpoint.get('mmext', {})
             hub = checkpoint['message_hub']
-            hub['log_scalars'] = histories(hub['log_scalars'])
+            with _restoring('the log'):
+                hub['log_scalars'] = histories(hub['log_scalars'])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put in what a run needs to go on, and make all of it tensors and plain values."""
@@ -196,18 +214,21 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def _go_on(self, runner: Runner, saved: dict[str, Any]) -> None:
         loop: Any = runner.train_loop
-        for name, p in unwrap(runner.model).named_parameters():
-            if name in saved.get('gradients', {}):
-                p.grad = saved['gradients'][name].to(p)
-        for key, wrapper in wrappers_of(runner.optim_wrapper).items():
-            wrapper._inner_count = saved.get('counts', {}).get(key, wrapper._inner_count)
-        set_hook_states(runner, saved.get('hooks', {}))
+        with _restoring('the waiting gradients'):
+            for name, p in unwrap(runner.model).named_parameters():
+                if name in saved.get('gradients', {}):
+                    p.grad = saved['gradients'][name].to(p)
+            for key, wrapper in wrappers_of(runner.optim_wrapper).items():
+                wrapper._inner_count = index(saved.get('counts', {}).get(key, wrapper._inner_count))
+        with _restoring('the state of the hooks'):
+            set_hook_states(runner, saved.get('hooks', {}))
         if saved.get('metrics'):  # saved by a best validation, before the hooks behind this one counted it
             for hook in runner.hooks[runner.hooks.index(self) + 1 :]:
                 if counts(hook):
                     hook.after_val_epoch(runner, saved['metrics'])
         if saved.get('random'):
-            set_random_state(saved['random'])
+            with _restoring('the random state'):
+                set_random_state(saved['random'])
         begun = isinstance(loop, EpochBasedTrainLoop) and loop._iter - loop._epoch * len(loop.dataloader)
         if begun and loop._epoch < loop._max_epochs:
             self._finish_epoch(runner, begun, saved.get('batches'))
