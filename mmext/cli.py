@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import inspect
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -244,7 +246,17 @@ def _refuse_malformed(cfg: Config, path: str) -> None:
     wrappers = cfg.get('optim_wrapper')
     for wrapper in [wrappers, *wrappers.values()] if isinstance(wrappers, Mapping) else []:
         kind = wrapper.get('optimizer') if isinstance(wrapper, Mapping) else None
-        if isinstance(kind, Mapping) and isinstance(kind.get('type'), str) and resolve(kind, OPTIMIZERS) is None:
+        if not isinstance(kind, Mapping):
+            continue
+        if wrong := next((f'{k}={v}' for k, v in kind.items() if isinstance(v, float) and not math.isfinite(v)), None):
+            raise UsageError(f'the optimizer in {path} takes finite numbers, got {wrong}')
+        clip = wrapper.get('clip_grad')
+        if isinstance(clip, Mapping):
+            clips = torch.nn.utils.clip_grad_value_ if clip.get('type') == 'value' else torch.nn.utils.clip_grad_norm_
+            known = ['type', *list(inspect.signature(clips).parameters)[1:]]
+            if wrong := next((key for key in clip if key not in known), None):
+                raise UsageError(f'clip_grad in {path} takes {", ".join(known)}, got {wrong}')
+        if isinstance(kind.get('type'), str) and resolve(kind, OPTIMIZERS) is None:
             names = [*OPTIMIZERS.module_dict, *(f'mmext.{name}' for name in MMEXT_OPTIMIZERS.module_dict)]
             raise UsageError(
                 f'{kind["type"]} in {path} is no registered optimizer; the nearest names are '

@@ -60,6 +60,8 @@ UNRUNNABLE = {
     'unknown-argument-of-the-checkpoint': RUN
     + "default_hooks = dict(checkpoint=dict(type='CheckpointHook', intervall=1))",
     'no-epochs': RUN.replace('max_epochs=1', 'max_epochs=0'),
+    'no-number': RUN.replace('lr=0.1', "lr=float('nan')"),
+    'unknown-clipping': RUN.replace('lr=0.1)', 'lr=0.1), clip_grad=dict(max_nrm=1)'),
     'unknown-optimizer': RUN.replace("'SGD'", "'SDG'"),
     'lr-is-a-word': RUN.replace('lr=0.1', "lr='x'"),
     'no-data': RUN,
@@ -116,6 +118,8 @@ def test_other_tools_say_what_is_wrong_with_a_config(run, tmp_path, tool, case):
         ('hook-is-none', 'custom_hooks is a list of dict(type=...), got None'),
         ('unknown-argument-of-the-checkpoint', 'no argument intervall; the nearest name is interval'),
         ('no-epochs', 'train_cfg.max_epochs is a whole number from 1 on, got 0'),
+        ('no-number', 'takes finite numbers, got lr=nan'),
+        ('unknown-clipping', 'takes type, max_norm, norm_type, error_if_nonfinite, foreach, got max_nrm'),
         ('unknown-optimizer', 'SDG in '),
         ('wrong-scope', "default_scope='mmnowhere' is no package that is installed"),
     ],
