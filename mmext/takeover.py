@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-__all__ = ['distance', 'is_frozen', 'verdict', 'warn_if_lost']
+__all__ = ['EXACT', 'distance', 'is_frozen', 'verdict', 'warn_if_lost']
 
 #: Relative distances of outputs: up to the first a layer takes its predecessor's weights exactly, up to the second nearly.
 EXACT, NEAR = 1e-4, 0.5
@@ -27,19 +28,24 @@ def distance(old: nn.Module, new: nn.Module, shape: tuple[int, ...] | None = Non
         shape: Of the input; by default the smallest map that a kernel of ``old`` fits on.
 
     Returns:
-        The distance, infinite where ``new`` cannot load the state or returns another shape.
+        The distance, infinite where ``new`` cannot load the state or returns another shape. NaN where ``old`` has the same
+        tensors and cannot compute here, as an operator for a GPU alone.
     """
     before, after = copy.deepcopy(old), copy.deepcopy(new)
     before.eval()
     after.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            after.load_state_dict(before.state_dict(), strict=False)
+            kept = after.load_state_dict(before.state_dict(), strict=False)
             like = next(iter(before.state_dict().values()), next(after.parameters(), torch.empty(0)))
             generator = torch.Generator().manual_seed(0)
             x = torch.randn(shape or _smallest(old), generator=generator).to(like.device, torch.float32)
             x = x.to(like) if like.is_floating_point() else x
-            a, b = before(x.clone()).double(), after(x).double()  # an activation may work in place
+            b = after(x.clone()).double()  # an activation may work in place
+            try:
+                a = before(x).double()
+            except (RuntimeError, NotImplementedError):
+                return float('inf') if kept.missing_keys or kept.unexpected_keys else float('nan')
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             return float('inf')
     if a.shape != b.shape:
@@ -48,7 +54,9 @@ def distance(old: nn.Module, new: nn.Module, shape: tuple[int, ...] | None = Non
 
 
 def verdict(error: float) -> str:
-    """Return ``'exact'``, ``'near (0.12)'`` or ``'none'``."""
+    """Return ``'exact'``, ``'near (0.12)'``, ``'none'``, or that nothing could be compared."""
+    if math.isnan(error):
+        return 'the same tensors (the old layer does not run here)'
     return 'exact' if error <= EXACT else f'near ({error:.2g})' if error <= NEAR else 'none'
 
 

@@ -22,7 +22,7 @@ from mmext.surgery.layout import ChannelsLast, channel_axis
 from mmext.surgery.rules import Insertion, Rule, as_pair, choose, parse
 from mmext.surgery.trial import Place, Point, Shape, try_out
 from mmext.surgery.undo import remember
-from mmext.takeover import distance, is_frozen, verdict
+from mmext.takeover import EXACT, distance, is_frozen, verdict
 from mmext.wrapping import build_wrapped, wraps_model
 
 __all__ = ['swap_layers']
@@ -367,8 +367,8 @@ def _table(
     smallest: dict[tuple, tuple[Place, list[nn.Module], Shape | None]] = {}
     for row in sorted(rows, key=lambda row: count(*row[1])):
         smallest.setdefault(_alike(*row[:2]), row)
-    taken_by = {
-        kind: verdict(distance(place.old, next(m for m in new if m is not place.old), shape))
+    errors = {
+        kind: distance(place.old, next(m for m in new if m is not place.old), shape)
         for kind, (place, new, shape) in smallest.items()
     }
     width = max((len(place.name) for place, *_ in rows), default=0)
@@ -376,11 +376,11 @@ def _table(
     for place, new, _ in rows:
         if new[0] not in shown:
             shown.add(new[0])
-            taken = taken_by[_alike(place, new)]
+            error = errors[_alike(place, new)]
             lines.append(
                 f'{place.name:{width}}  {type(place.old).__name__} -> {_kind(*new)}  {count(place.old):,} -> {count(*new):,} '
-                f'parameters, takes a checkpoint: {taken}'
+                f'parameters, takes a checkpoint: {verdict(error)}'
             )
-            if taken != 'exact' and not isinstance(place.old, nn.Conv2d):
+            if error > EXACT and not isinstance(place.old, nn.Conv2d):
                 lossy[place.name] = new[0]
     return lines, lossy
