@@ -32,7 +32,7 @@ SIZE = 64
 def without_pretrained(cfg):
     """Return ``cfg`` without the weights that ``init_weights`` would download, or read from an earlier job."""
     if isinstance(cfg, (list, tuple)):
-        return [without_pretrained(c) for c in cfg if not is_pretrained(c)]
+        return type(cfg)(without_pretrained(c) for c in cfg if not is_pretrained(c))
     if not isinstance(cfg, dict):
         return cfg
     return {k: without_pretrained(v) for k, v in cfg.items() if k != 'pretrained' and not is_pretrained(v)}
