@@ -13,6 +13,7 @@ from mmext.ops import depthwise, depthwise_conv2d
 CASES = [
     ((9, 11), (3, 3), 1, 1, 1),
     ((12, 10), (5, 5), 1, 'same', 1),
+    ((9, 11), (1, 1), 1, 0, 2),
     ((12, 13), (7, 5), (2, 1), (3, 2), 1),
     ((16, 18), (7, 7), 2, 3, 1),
     ((15, 14), (3, 3), 1, 3, 3),
@@ -22,6 +23,7 @@ CASES = [
     ((33, 35), (15, 15), 1, 7, 1),
     ((14, 14), (15, 15), 1, 7, 1),
     ((7, 9), (31, 31), 1, 15, 1),
+    ((6, 1), (9, 15), 1, (12, 14), (3, 2)),
     ((40, 33), (15, 15), (2, 3), 7, 1),
     ((20, 20), (5, 5), 1, 8, (1, 4)),
     ((10, 10), (4, 4), 1, 'same', 1),
@@ -68,7 +70,7 @@ def test_value_and_gradients(case, layout):
         close(name, a, e)
 
 
-@pytest.mark.parametrize('case', [CASES[1], CASES[3], CASES[4], CASES[9]], ids=str)
+@pytest.mark.parametrize('case', [CASES[1], CASES[4], CASES[5], CASES[10]], ids=str)
 def test_second_derivatives(case, monkeypatch):
     monkeypatch.setattr(depthwise, '_ROUTED_TYPES', (torch.float64,))
     x, w, b, *options = make(case, torch.float64, channels=2, batch=1)
@@ -103,6 +105,12 @@ def test_the_rule_routes_what_it_says(monkeypatch):
         calls.clear()
         depthwise_conv2d(x.to(memory_format=layout), torch.randn(3, 1, kernel, kernel), None, 1, kernel // 2)
         assert calls == [expected], kernel
+    calls.clear()
+    depthwise_conv2d(x[..., :5, :8], torch.randn(3, 1, 31, 31), None, 1, 15)
+    assert [shape for _, shape, *_ in calls] == [(3, 1, 9, 15)], 'no more taps than see a map of 5 x 8'
+    calls.clear()
+    depthwise_conv2d(x, torch.randn(3, 1, 1, 1))
+    assert not calls, 'one tap is a product'
     monkeypatch.setattr(depthwise, '_MEASURED_HERE', False)
     calls.clear()
     depthwise_conv2d(x, torch.randn(3, 1, 31, 31), None, 1, 15)

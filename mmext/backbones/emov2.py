@@ -37,7 +37,8 @@ class _WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         sides = (height, width) if self.window is None else (self.window, self.window)
-        x = F.pad(x, (0, -width % sides[1], 0, -height % sides[0]))
+        if height % sides[0] or width % sides[1]:  # F.pad copies also where it adds nothing
+            x = F.pad(x, (0, -width % sides[1], 0, -height % sides[0]))
         query, key = self.query_key(x).chunk(2, 1)
         value = self.act(self.value(x))
         y = self._attend(query, key, value, sides, far=False)

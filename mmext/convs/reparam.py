@@ -99,8 +99,11 @@ class ReparamConv2d(GeneratedConv2d):
             return super().forward(x)
         # Every branch sees the part of the padded input that its kernel covers in the center of the full one; this is the
         # same linear map as the zero-padded kernel, for any stride, padding and dilation.
-        x = self.pad(x)
-        y = sum(branch(x, self) for branch in self.branches)
+        own = [branch.own_padding(self) for branch in self.branches]
+        padded = self.pad(x) if None in own else x
+        y, *rest = (branch(padded if p is None else x, self, p) for branch, p in zip(self.branches, own, strict=True))
+        for one in rest:
+            y = y + one
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
     def generate_kernel(self) -> Tensor:
@@ -155,16 +158,31 @@ class _Branch(nn.Module):
         per_group = like.new_ones(channels // self.groups).diag().repeat(self.groups, 1)
         return per_group[..., None, None].expand(-1, -1, *self.size) / (self.size[0] * self.size[1])
 
-    def forward(self, padded: Tensor, conv: ReparamConv2d) -> Tensor:
+    def margins(self, conv: ReparamConv2d) -> tuple[int, int]:
+        """Return by how many pixels the layer's window is larger than the branch's, on each side."""
         rows, cols = ((k - e) // 2 * d for k, e, d in zip(conv.kernel_size, self.extent, conv.dilation, strict=True))
-        x = padded[..., rows : padded.shape[-2] - rows, cols : padded.shape[-1] - cols]
+        return rows, cols
+
+    def own_padding(self, conv: ReparamConv2d) -> tuple[int, int] | None:
+        """Return the zero padding with which the branch sees what it should, None where there is no such."""
+        if conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
+            return None
+        rows, cols = (p - m for p, m in zip(conv.padding, self.margins(conv), strict=True))
+        fits = rows == cols == 0 if self.kind == 'identity' else min(rows, cols) >= 0
+        return (rows, cols) if fits else None
+
+    def forward(self, x: Tensor, conv: ReparamConv2d, padding: tuple[int, int] | None) -> Tensor:
+        """Convolve the input with ``padding``, or, where that is None, the input that the layer has padded."""
+        if padding is None:
+            (rows, cols), padding = self.margins(conv), (0, 0)
+            x = x[..., rows : x.shape[-2] - rows, cols : x.shape[-1] - cols]
         if self.kind != 'identity':
             dilation = (conv.dilation[0] * self.spacing, conv.dilation[1] * self.spacing)
             kernel = self.kernel(x, conv.out_channels)
             if is_depthwise(conv):
-                x = depthwise_conv2d(x, kernel, None, conv.stride, 0, dilation)
+                x = depthwise_conv2d(x, kernel, None, conv.stride, padding, dilation)
             else:
-                x = F.conv2d(x, kernel, None, conv.stride, 0, dilation, conv.groups)
+                x = F.conv2d(x, kernel, None, conv.stride, padding, dilation, conv.groups)
         return normalized(x, self.norm, type(conv).__name__)
 
     def padded_kernel(self, conv: ReparamConv2d) -> Tensor:

@@ -6,13 +6,17 @@ product, 10 to 40 times slower, for (torch 2.11, AVX-512, float32 and bfloat16; 
 - the forward pass in NCHW with a horizontal padding of 7 or more (K >= 15);
 - the weight gradient with a kernel 5 or more wide (in NCHW also with any dilation);
 
-and has a slow spot in channels_last for kernels 11 and 13 wide. All three have detours in plain torch, exact to rounding:
+and has slow spots for kernels 11 and 13 wide in channels_last, and for kernels of one tap, which it may run channel by
+channel. All of them have detours in plain torch, exact to rounding:
 
 - pad first and convolve without padding; or go through channels_last where the kernel is wider than half the image, because
   the padded image is then mostly zeros;
 - write the weight gradient as one forward depthwise convolution of the input, an image of B * C channels, with the output's
   gradient as its kernel;
-- widen the kernel to 15 columns with zeros.
+- widen the kernel to 15 columns with zeros;
+- multiply every channel by its tap.
+
+Taps of a large kernel that reach beyond a small map wherever the kernel stands are left out before any of that.
 
 Everything else is ``F.conv2d``: every other device and dtype, and whatever runs in forward mode or within a transform of
 ``torch.func``.
@@ -91,6 +95,11 @@ def depthwise_conv2d(
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if x.dtype not in _ROUTED_TYPES or x.dtype != weight.dtype:
         return F.conv2d(x, weight, bias, steps, resolved, spread, groups)
+    weight, sides = _within_reach(weight, x.shape[-2:], steps, sides, spread)
+    biased = bias is None or (bias.shape == (groups,) and bias.dtype == x.dtype)  # all else is F.conv2d's to refuse
+    if biased and tuple(weight.shape[2:]) == (1, 1) and steps == [1, 1] and sides == [0, 0]:
+        taps = weight.view(-1, 1, 1)
+        return x * taps if bias is None else torch.addcmul(bias.view(-1, 1, 1), x, taps)
     learns = torch.is_grad_enabled() and weight.requires_grad
     if learns and _weight_gradient_falls(weight, spread, _is_channels_last(x)):
         return _Routed.apply(x, weight, bias, steps, sides, spread)
@@ -134,6 +143,21 @@ def _is_near(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], d
         max(s, p, d) <= n + k
         for s, p, d, n, k in zip(stride, padding, dilation, x.shape[-2:], weight.shape[-2:], strict=True)
     )
+
+
+def _within_reach(
+    weight: Tensor, size: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> tuple[Tensor, list[int]]:
+    """Leave out the taps that see nothing but the padding from every pixel, where it keeps the size, and so much padding."""
+    kernel = weight.shape[-2:]
+    lost = [
+        max(-((max(n, 1) - 1 - p) // d), 0) if d * (k - 1) == 2 * p else 0
+        for n, k, p, d in zip(size, kernel, padding, dilation, strict=True)
+    ]
+    if stride != [1, 1] or not any(lost):
+        return weight, padding
+    rows, cols = (slice(far, k - far) for far, k in zip(lost, kernel, strict=True))
+    return weight[:, :, rows, cols], [p - far * d for p, far, d in zip(padding, lost, dilation, strict=True)]
 
 
 def _is_channels_last(x: Tensor) -> bool:
