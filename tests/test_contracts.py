@@ -141,12 +141,12 @@ def test_backbone_gives_every_parameter_a_depth(name):
 
 @pytest.mark.parametrize('name', BACKBONES)
 def test_backbone_deploys_to_the_same_function(name):
-    model = shake(build(name), 0.1).eval()
-    x = torch.randn(2, 3, 64, 64)
+    model = shake(build(name), 0.1).double().eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         before = model(x)
         model.switch_to_deploy()
-        assert_same(model(x), before, rtol=1e-3, atol=1e-4)
+        assert_same(model(x), before, rtol=1e-5, atol=1e-8)
         deployed = {n: p.clone() for n, p in model.state_dict().items()}
         model.switch_to_deploy()
     assert_same(model.state_dict().values(), deployed.values(), rtol=0, atol=0)
