@@ -17,6 +17,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmext.contracts import HasDeployedConfig, ServesTesting, optional_state
+from mmext.convs.depthwise import DepthwiseConv2d
 from mmext.errors import reason
 from mmext.export import comparable, example_inputs, max_relative_error, outputs_of
 from mmext.fit import load_all
@@ -28,7 +29,7 @@ from mmext.registry import named, resolve
 from mmext.surgery import swap_layers
 from mmext.wrapping import settled, unwrapped
 
-__all__ = ['deploy', 'leftovers', 'without_training_parts']
+__all__ = ['deploy', 'leftovers', 'route', 'without_training_parts']
 
 #: The layer that computes what a plain depthwise one does, many times faster on a CPU, with the same state dict.
 ROUTED = 'mmext.DepthwiseConv2d'
@@ -290,6 +291,27 @@ def _with_routes(cfg: Any, part: nn.Module) -> Any:
         return cfg
     rules = [dict(depthwise=True, kernel_size=k[0] if k[0] == k[1] else list(k), to=dict(type=ROUTED)) for k in sizes]
     return dict(type='mmext.swap_layers', model=cfg, rules=rules)
+
+
+def route(model: nn.Module) -> nn.Module:
+    """Put :class:`mmext.DepthwiseConv2d` where :func:`deploy` does, into a folded model in place, and return it."""
+    large = set(_large(model))
+    for name, module in list(model.named_modules()):
+        if module in large:
+            holder, _, last = name.rpartition('.')
+            routed = DepthwiseConv2d(
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+                module.bias is not None,
+            )
+            routed.weight, routed.bias = module.weight, module.bias
+            setattr(model.get_submodule(holder), last, routed.train(module.training))
+    return model
 
 
 def _large(model: nn.Module) -> list[nn.Conv2d]:

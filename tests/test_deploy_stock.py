@@ -1,5 +1,6 @@
 """What is deployed is stock again: without this pack a written config builds its runner, loads and computes the same."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from mmengine.registry import init_default_scope
 import mmext  # noqa: F401  teaches the config loader where mmseg:: bases live
 from mmext.checkpoints import read_checkpoint
 from mmext.convs.depthwise import DepthwiseConv2d
-from mmext.deploy import deploy, leftovers, without_training_parts
+from mmext.deploy import deploy, leftovers, route, without_training_parts
 from mmext.errors import UsageError
 from mmext.export import outputs_of
+from mmext.folding import fold
 from mmext.hosts import build_model
 
 deploy_tool = tool('deploy')
@@ -191,9 +193,13 @@ def test_routes_stand_around_lists_wraps_and_bare_components():
     arch = dict(depths=[1, 1, 1, 1], channels=[8, 8, 8, 8])
     rules = [dict(depthwise=True, kernel_size=7, to=dict(type='mmext.DilatedReparamConv2d', kernel_size=15, padding=7))]
     bare = dict(type='mmext.swap_layers', model='ConvNeXt', arch=arch, rules=rules)
-    _, folded, new_cfg, error = deploy(bare, trained_state(bare), IMAGES)
+    model, folded, new_cfg, error = deploy(bare, trained_state(bare), IMAGES)
     assert error < 1e-5
     assert sum(isinstance(m, DepthwiseConv2d) for m in folded.modules()) == 4
+    twin = route(fold(copy.deepcopy(model)))
+    assert {n: type(m) for n, m in twin.named_modules()} == {n: type(m) for n, m in folded.named_modules()}
+    for key, tensor in folded.state_dict().items():
+        assert torch.equal(twin.state_dict()[key], tensor)
     again = ROOT_MODELS.build(new_cfg)
     again.load_state_dict(folded.state_dict())
 

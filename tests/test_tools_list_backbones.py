@@ -26,6 +26,12 @@ def test_the_page_lists_every_variant():
     assert set(listed()) == {*variants(), *HOSTS_OWN}, 'print it again, the command stands in its second line'
 
 
+def test_the_page_names_the_command_that_measures_times_too(tool):
+    assert DOC.read_text().startswith(tool.HEAD)
+    assert f'{tool.COMMAND}\n' in tool.__doc__
+    assert '--time ' in tool.COMMAND
+
+
 @pytest.mark.parametrize('name', ['InceptionNeXt-atto', 'UniRepLKNet-A', 'XMLP-T', 'mmpretrain MobileNetV2'])
 def test_the_page_says_what_is_true(name):
     assert cells(cost(name, {**variants(), **HOSTS_OWN}[name]))[:7] == listed()[name][:7]
@@ -49,13 +55,18 @@ def test_the_random_numbers_stay_where_they_are():
 
 
 def test_the_tool_prints_times_and_draws(tool, tmp_path, capsys):
-    tool.main(['FalconNet', '--time', '0.01', '--plot', str(tmp_path / 'plot.png')])
+    tool.main(['FalconNet', '--time', '0.01'])
     last = capsys.readouterr().out.splitlines()[-1].split()
     assert last[0] == 'FalconNet-base'
     assert float(last[-1]) >= 0
+    tool.main(['FalconNet', '--markdown', '--time', '0.01', '--plot', str(tmp_path / 'plot.png')])
     assert (tmp_path / 'plot.png').stat().st_size > 1000
-    tool.main(['FalconNet', '--markdown'])
-    assert '| FalconNet-base | 0.89 | 0.83 |' in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert f'Measured with torch {torch.__version__}' in page
+    assert '](plot.png)' in page
+    row = page.splitlines()[-1].strip('| ').split(' | ')
+    assert row[:3] == ['FalconNet-base', '0.89', '0.83']
+    assert float(row[-1]) >= 0
 
 
 def test_a_name_that_no_backbone_has(tool):

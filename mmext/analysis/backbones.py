@@ -17,12 +17,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmext.analysis.timing import interleave
 from mmext.backbones.base import Backbone
 from mmext.contracts import TakesOneSize
+from mmext.deploy import route
 from mmext.drawing import new_figure, save_figure
 from mmext.errors import reason
 from mmext.folding import fold
 from mmext.registry import MODELS
 
-__all__ = ['HOSTS_OWN', 'TITLES', 'Cost', 'cells', 'cost', 'draw', 'matching', 'try_cost', 'variants']
+__all__ = [
+    'HOSTS_OWN',
+    'TITLES',
+    'Cost',
+    'cells',
+    'cost',
+    'draw',
+    'first_variants',
+    'matching',
+    'try_cost',
+    'variants',
+]
 
 #: Backbones of the hosts to compare with, by the name in the table.
 HOSTS_OWN: dict[str, dict[str, Any]] = {
@@ -72,6 +84,14 @@ def variants() -> dict[str, dict[str, Any]]:
     return found
 
 
+def first_variants() -> dict[str, dict[str, Any]]:
+    """Return the config of the first variant of each backbone of the pack; they are small ones."""
+    first: dict[Any, tuple[str, dict[str, Any]]] = {}
+    for name, cfg in variants().items():
+        first.setdefault(cfg['type'], (name, cfg))
+    return dict(first.values())
+
+
 def cost(name: str, cfg: dict[str, Any], seconds: float = 0.0) -> Cost:
     """Measure a backbone.
 
@@ -113,21 +133,31 @@ def cells(row: Cost) -> list[str]:
 
 
 def draw(rows: Sequence[Cost], path: str | Path) -> None:
-    """Draw parameters over multiply-adds, one line for the variants of each network."""
-    figure = new_figure(9, 6)
-    axes: Any = figure.subplots()
-    families: dict[str, list[Cost]] = {}
-    for row in rows:
-        if row.operations[0] is not None:
-            families.setdefault(row.name if row.name in HOSTS_OWN else row.name.partition('-')[0], []).append(row)
-    for family, members in families.items():
-        members = sorted(members, key=lambda row: row.operations[0] or 0)
+    """Draw parameters and, where they were measured, times over multiply-adds, one line for the variants of each network."""
+    rows = [row for row in rows if row.operations[0] is not None]
+    drawn: dict[str, dict[str, float]] = {
+        'parameters (millions), deployed': {row.name: row.deployed / 1e6 for row in rows},
+        'forward (ms), deployed, one thread': {
+            row.name: row.milliseconds for row in rows if row.milliseconds is not None
+        },
+    }
+    drawn = {label: values for label, values in drawn.items() if values}
+    figure = new_figure(9 * len(drawn), 6)
+    for axes, (label, values) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+        _draw_families(axes, label, values, {row.name: row.operations[0] or 0 for row in rows})
+    save_figure(figure, path)
+
+
+def _draw_families(axes: Any, label: str, values: dict[str, float], operations: dict[str, float]) -> None:
+    families: dict[str, list[str]] = {}
+    for name in sorted(values, key=operations.__getitem__):
+        families.setdefault(name if name in HOSTS_OWN else name.partition('-')[0], []).append(name)
+    for family, names in families.items():
         style = 'k*' if family in HOSTS_OWN else 'o-'
-        axes.plot([row.operations[0] for row in members], [row.deployed / 1e6 for row in members], style, label=family)
-    axes.set(xscale='log', yscale='log', xlabel='GMACs at 224 x 224', ylabel='parameters (millions), deployed')
+        axes.plot([operations[name] for name in names], [values[name] for name in names], style, label=family)
+    axes.set(xscale='log', yscale='log', xlabel='GMACs at 224 x 224', ylabel=label)
     axes.legend(fontsize='small')
     axes.grid(alpha=0.3)
-    save_figure(figure, path)
 
 
 def _without_data(cfg: dict[str, Any]) -> nn.Module:
@@ -153,7 +183,7 @@ def _operations(net: nn.Module, size: tuple[int, int]) -> tuple[Sequence[Tensor]
 def _milliseconds(cfg: dict[str, Any], seconds: float) -> float:
     net = ROOT_MODELS.build(copy.deepcopy(cfg))
     net.eval()
-    net = fold(net)
+    net = route(fold(net))
     image = torch.randn(1, 3, *SIZES[0])
     with torch.no_grad():
         return interleave({'net': lambda: net(image)}, 1, seconds)['net']['median']

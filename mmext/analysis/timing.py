@@ -19,7 +19,7 @@ from torch import Tensor
 from mmext.drawing import new_figure, save_figure
 from mmext.ops import native_status
 
-__all__ = ['Report', 'check', 'interleave', 'main', 'peak_beyond', 'plot', 'say', 'setting', 'write']
+__all__ = ['Report', 'check', 'interleave', 'main', 'peak_beyond', 'plot', 'say', 'setting', 'shares', 'write']
 
 
 def interleave(contenders: dict[str, Callable], rounds: int, seconds: float = 0.15) -> dict[str, dict[str, float]]:
@@ -62,6 +62,15 @@ def peak_beyond(call: Callable[[], object]) -> int:
     return grown
 
 
+def shares(call: Callable[[], object]) -> list[tuple[str, float]]:
+    """Return which operators take the time of a call and what part of it, the slowest first, without what they call."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as seen:
+        call()
+    times = {row.key: row.self_cpu_time_total for row in seen.key_averages()}
+    return [(name, time / sum(times.values())) for name, time in sorted(times.items(), key=lambda item: -item[1])]
+
+
 class Report:
     """Rows of the table, one per figure."""
 
@@ -88,8 +97,10 @@ class Report:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Draw the speed-ups and their targets."""
+    """Draw the speed-ups and their targets, if there are any."""
     rows = [row for row in rows if 'ours' in row]
+    if not rows:
+        return
     figure = new_figure(9, 0.35 * len(rows) + 1.2)
     axis = figure.subplots()
     axis.barh([row['figure'] for row in rows], [row['value'] for row in rows], color='#4878a8', label='measured')
@@ -118,13 +129,19 @@ def setting() -> dict:
 
 
 def write(report: Report, out: Path) -> None:
-    """Write OUT.json and OUT.png."""
+    """Write OUT.json, and OUT.png where two things were timed side by side."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix('.json').write_text(json.dumps(dict(setting=setting(), rows=report.rows), indent=1))
     plot(report.rows, out.with_suffix('.png'))
 
 
-def main(sections: Mapping[str, Callable[[Report, int], None]], description: str, name: str, rounds: int) -> int:
+def main(
+    sections: Mapping[str, Callable[[Report, int], None]],
+    description: str,
+    name: str,
+    rounds: int,
+    asked: Mapping[str, Callable[[Report, int], None]] | None = None,
+) -> int:
     """Run the sections of a benchmark that were asked for, and return its exit status, 1 where a target is missed.
 
     Args:
@@ -132,18 +149,23 @@ def main(sections: Mapping[str, Callable[[Report, int], None]], description: str
         description: Of the benchmark.
         name: Of its files in ``work_dirs``, without suffix.
         rounds: By default.
+        asked: Sections that run alone, each asked for by an option of its name.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--only', nargs='+', choices=sections, default=list(sections))
     parser.add_argument('--rounds', type=int, default=rounds)
     parser.add_argument('--out', type=Path, default=Path('work_dirs') / name)
+    for option, section in (asked or {}).items():
+        about = (section.__doc__ or '').partition('\n')[0]
+        parser.add_argument(f'--{option}', dest='alone', action='append_const', const=option, default=[], help=about)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report = Report()
     say(json.dumps(setting()))
     say(f'{"figure":66s}{"value":>9s}{"target":>9s}')
-    for section in arguments.only:
-        sections[section](report, arguments.rounds)
+    every = {**sections, **(asked or {})}
+    for section in getattr(arguments, 'alone', []) or arguments.only:
+        every[section](report, arguments.rounds)
     write(report, arguments.out)
     return 0 if all(row['met'] for row in report.rows) else 1
