@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from mmext.ops import neighborhood_aggregate, neighborhood_aggregate_adjoint, neighborhood_correlate
@@ -67,11 +68,19 @@ def loss(f):
     return lambda *inputs: f(*inputs).sin().sum()
 
 
+def forward_mode(f, a, b, s, t):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(a, s), forward_ad.make_dual(b, t))).tangent.clone()
+
+
 TRANSFORMS = {
     'value': lambda f, a, b, s, t: f(a, b),
     'jvp': lambda f, a, b, s, t: jvp(f, (a, b), (s, t))[1],
     'jvp in one': lambda f, a, b, s, t: jvp(lambda b: f(a, b), (b,), (t,))[1],
+    'jvp without gradients': lambda f, a, b, s, t: torch.no_grad()(jvp)(f, (a, b), (s, t))[1],
+    'forward mode without gradients': lambda f, a, b, s, t: torch.no_grad()(forward_mode)(f, a, b, s, t),
     'grad': lambda f, a, b, s, t: grad(loss(f), (0, 1))(a, b),
+    'grad beside a constant': lambda f, a, b, s, t: grad(lambda a: (torch.no_grad()(f)(a, b) * f(a, b)).sum())(a),
     'jacrev': lambda f, a, b, s, t: jacrev(lambda a: f(a, b).sum((0, 1)))(a),
     'jacfwd': lambda f, a, b, s, t: jacfwd(lambda b: f(a, b).sum((0, 1)))(b),
     'hvp': lambda f, a, b, s, t: jvp(grad(loss(f), (0, 1)), (a, b), (s, t))[1],

@@ -72,6 +72,12 @@ def operator(
     function: Any = Derivatives  # ``apply`` is not in torch's stubs
 
     def differentiate(keyset: Any, *inputs: Any) -> Tensor:
+        # Where nobody asks for a derivative, none is prepared, which takes longer than a small map. A backward pass is such a
+        # place. Forward mode and transforms do not heed that gradients are off.
+        transformed = forward_mode._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+        if not torch.is_grad_enabled() and not transformed:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
         with enable_single_level_autograd_function():
             return function.apply(*inputs, keyset)
 

@@ -25,6 +25,7 @@ from mmext.contracts import example_of
 from mmext.evolution.base import EvolutionOperator2d
 from mmext.evolution.kernels import TapKernel
 from mmext.evolution.positions import Positions
+from mmext.ops import neighborhood_aggregate, neighborhood_aggregate_adjoint, neighborhood_correlate
 from mmext.registry import MODELS
 
 #: Maps at a stride of 8: of an image of 224 x 224, and a quarter of those of one of 800 x 1344, whose patches fill a memory.
@@ -216,6 +217,33 @@ def sites(report: Report, rounds: int) -> None:
                 report.add(f'{figure}: memory', peak, 1.2, peak <= 1.2)
 
 
+def bounds(report: Report, rounds: int) -> None:
+    """The parts of a step with a kernel for each channel and place, beside the time that moving its weights alone takes.
+
+    Weights are read, which is half of a copy, or their gradient is written into new memory.
+    """
+    for size in SIZES:
+        x, z = (torch.randn(1, CHANNELS, *size) for _ in range(2))
+        weight = torch.randn(1, CHANNELS, KERNEL**2, *size)
+        room = torch.empty_like(weight)
+
+        def fill(weight: Tensor = weight) -> Tensor:
+            return torch.empty_like(weight).fill_(1.0)
+
+        parts: dict[str, Callable[[], Any]] = {
+            'forward': partial(neighborhood_aggregate, x, weight, KERNEL),
+            'adjoint': partial(neighborhood_aggregate_adjoint, z, weight, size, KERNEL),
+            'gradient of the weights': partial(neighborhood_correlate, z, x, CHANNELS, KERNEL),
+        }
+        times = interleave({**parts, 'copy': partial(room.copy_, weight), 'fill': fill}, rounds, 0)
+        read = {key: value / 2 for key, value in times['copy'].items()}
+        for part in parts:
+            ours, bound = times[part], times['fill'] if part.startswith('gradient') else read
+            more = dict(ours=ours, theirs=bound, by_minima=ours['min'] / bound['min'])
+            figure = f'a kernel for each channel and place at {size[0]}x{size[1]}, {part}: times its bound'
+            report.add(figure, ours['median'] / bound['median'], None, True, **more)
+
+
 def layers(report: Report, rounds: int) -> None:
     """Every operator as a whole layer, the making of its kernel included."""
     for name, layer, kernel in operators():
@@ -306,6 +334,7 @@ def _step(model: nn.Module, batch: Any) -> None:
 SECTIONS = {
     'operators': aggregations,
     'sites': sites,
+    'bounds': bounds,
     'layers': layers,
     'backbones': backbones,
     'detector': detector,

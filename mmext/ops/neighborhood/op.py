@@ -217,7 +217,8 @@ def _unpack_weight(weight: Tensor, value: Tensor, window: Window) -> Tensor:
             f'weight must be (B, G, {taps}, Ho, Wo) or (B, G * {taps}, Ho, Wo) for kernel {window.kernel}, got '
             f'{list(weight.shape)}'
         )
-    return weight.expand(value.shape[0], -1, -1, -1, -1) if weight.shape[0] == 1 else weight
+    shared = weight.shape[0] == 1 and value.shape[0] != 1
+    return weight.expand(value.shape[0], -1, -1, -1, -1) if shared else weight
 
 
 def _check_pair(first: Tensor, second: Tensor, groups: int, rank: int) -> None:
