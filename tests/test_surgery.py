@@ -294,6 +294,11 @@ def test_log_tells_what_was_replaced(caplog):
         ([dict(match='layr4.1.conv1', **REFCONV)], ValueError, r"found no layer.*nearest names are \['layer4.1.conv1'"),
         ([dict(kernel_size=5, **REFCONV)], ValueError, "found no layer.*'kernel_size': 5"),
         ([dict(to=dict(type='mmext.LENI'))], ValueError, "layer='ReLU'"),
+        (
+            [dict(LENI_RULE, layer='MaxPool2d')],
+            ValueError,
+            r'what keeps the shape, and maxpool .* does not: it makes \(2',
+        ),
         ([dict(layer='ReLU', **REFCONV)], ValueError, 'a ReLU does not say in_channels, out_channels, kernel_size'),
         ([dict(regex='conv', **REFCONV)], ValueError, r"rules take \['channel_axis'"),
         ([dict(match='conv')], ValueError, 'needs to=dict'),

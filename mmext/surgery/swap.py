@@ -302,6 +302,11 @@ def _at_site(place: Place, rule: Rule, shapes: list[Shape]) -> nn.Module:
             f'channels into {out}, which what follows does not expect'
         )
     new = new if axis == 1 else ChannelsLast(new)
+    if other := misfit(place.old, [[s] for s in dict.fromkeys(shapes)]):
+        raise ValueError(
+            f'swap_layers puts {rule.to["type"]} in the place of what keeps the shape, and {place.name} ({place.old}) does '
+            f'not: {other}; choose other layers by layer=... or skip=...'
+        )
     if failure := misfit(new, [[s] for s in dict.fromkeys(shapes)]):
         raise ValueError(
             f'swap_layers cannot put {rule.to["type"]} in the place of {place.name} ({place.old}), which is given '
