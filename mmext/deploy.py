@@ -295,22 +295,13 @@ def _with_routes(cfg: Any, part: nn.Module) -> Any:
 
 def route(model: nn.Module) -> nn.Module:
     """Put :class:`mmext.DepthwiseConv2d` where :func:`deploy` does, into a folded model in place, and return it."""
-    large = set(_large(model))
-    for name, module in list(model.named_modules()):
-        if module in large:
+    for conv in _large(model):
+        geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None)
+        routed = DepthwiseConv2d(conv.in_channels, conv.out_channels, *geometry).train(conv.training)
+        routed.weight, routed.bias = conv.weight, conv.bias
+        for name in [n for n, module in model.named_modules(remove_duplicate=False) if module is conv]:
             holder, _, last = name.rpartition('.')
-            routed = DepthwiseConv2d(
-                module.in_channels,
-                module.out_channels,
-                module.kernel_size,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.groups,
-                module.bias is not None,
-            )
-            routed.weight, routed.bias = module.weight, module.bias
-            setattr(model.get_submodule(holder), last, routed.train(module.training))
+            setattr(model.get_submodule(holder), last, routed)
     return model
 
 
