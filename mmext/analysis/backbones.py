@@ -142,21 +142,40 @@ def draw(rows: Sequence[Cost], path: str | Path) -> None:
         },
     }
     drawn = {label: values for label, values in drawn.items() if values}
-    figure = new_figure(9 * len(drawn), 6)
-    for axes, (label, values) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
-        _draw_families(axes, label, values, {row.name: row.operations[0] or 0 for row in rows})
+    styles = _styles(rows)
+    figure = new_figure(8 * len(drawn) + 2.5, 6)
+    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for axes, (label, values) in zip(panels, drawn.items(), strict=True):
+        _draw_families(axes, label, values, {row.name: row.operations[0] or 0 for row in rows}, styles)
+    # Beside the panels, where it hides no point.
+    panels[-1].legend(
+        *panels[0].get_legend_handles_labels(), loc='upper left', bbox_to_anchor=(1.01, 1), fontsize='small'
+    )
     save_figure(figure, path)
 
 
-def _draw_families(axes: Any, label: str, values: dict[str, float], operations: dict[str, float]) -> None:
-    families: dict[str, list[str]] = {}
-    for name in sorted(values, key=operations.__getitem__):
-        families.setdefault(name if name in HOSTS_OWN else name.partition('-')[0], []).append(name)
-    for family, names in families.items():
-        style = 'k*' if family in HOSTS_OWN else 'o-'
-        axes.plot([operations[name] for name in names], [values[name] for name in names], style, label=family)
+def _family(name: str) -> str:
+    return name if name in HOSTS_OWN else name.partition('-')[0]
+
+
+def _styles(rows: Sequence[Cost]) -> dict[str, dict[str, Any]]:
+    """Return color and marker of each family; those of the hosts are black. No two families look alike."""
+    families = list(dict.fromkeys(_family(row.name) for row in rows))
+    own = [family for family in families if family not in HOSTS_OWN]
+    styles = {
+        family: dict(color=f'C{i % 10}', marker='osv^'[i // 10 % 4], linestyle='-') for i, family in enumerate(own)
+    }
+    hosts = [family for family in families if family in HOSTS_OWN]
+    return styles | {family: dict(color='k', marker='*PXD'[i % 4], linestyle='') for i, family in enumerate(hosts)}
+
+
+def _draw_families(
+    axes: Any, label: str, values: dict[str, float], operations: dict[str, float], styles: dict[str, dict[str, Any]]
+) -> None:
+    for family, style in styles.items():
+        names = sorted((name for name in values if _family(name) == family), key=operations.__getitem__)
+        axes.plot([operations[name] for name in names], [values[name] for name in names], label=family, **style)
     axes.set(xscale='log', yscale='log', xlabel='GMACs at 224 x 224', ylabel=label)
-    axes.legend(fontsize='small')
     axes.grid(alpha=0.3)
 
 
