@@ -17,7 +17,6 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmext.contracts import HasDeployedConfig, ServesTesting, optional_state
-from mmext.convs.depthwise import DepthwiseConv2d
 from mmext.errors import reason
 from mmext.export import comparable, example_inputs, max_relative_error, outputs_of
 from mmext.fit import load_all
@@ -286,23 +285,19 @@ def _routed(cfg: dict, model: nn.Module) -> dict:
 
 
 def _with_routes(cfg: Any, part: nn.Module) -> Any:
+    rules = _routes(part)
+    return dict(type='mmext.swap_layers', model=cfg, rules=rules) if rules else cfg
+
+
+def _routes(part: nn.Module) -> list[dict[str, Any]]:
     sizes = sorted({m.kernel_size for m in _large(part)})
-    if not sizes:
-        return cfg
-    rules = [dict(depthwise=True, kernel_size=k[0] if k[0] == k[1] else list(k), to=dict(type=ROUTED)) for k in sizes]
-    return dict(type='mmext.swap_layers', model=cfg, rules=rules)
+    return [dict(depthwise=True, kernel_size=k[0] if k[0] == k[1] else list(k), to=dict(type=ROUTED)) for k in sizes]
 
 
 def route(model: nn.Module) -> nn.Module:
     """Put :class:`mmext.DepthwiseConv2d` where :func:`deploy` does, into a folded model in place, and return it."""
-    for conv in _large(model):
-        geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None)
-        routed = DepthwiseConv2d(conv.in_channels, conv.out_channels, *geometry).train(conv.training)
-        routed.weight, routed.bias = conv.weight, conv.bias
-        for name in [n for n, module in model.named_modules(remove_duplicate=False) if module is conv]:
-            holder, _, last = name.rpartition('.')
-            setattr(model.get_submodule(holder), last, routed)
-    return model
+    rules = _routes(model)
+    return swap_layers(model, rules) if rules else model
 
 
 def _large(model: nn.Module) -> list[nn.Conv2d]:

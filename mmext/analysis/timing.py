@@ -155,9 +155,10 @@ def main(
     parser.add_argument('--only', nargs='+', choices=sections, default=list(sections))
     parser.add_argument('--rounds', type=int, default=rounds)
     parser.add_argument('--out', type=Path, default=Path('work_dirs') / name)
+    parser.set_defaults(alone=[])
     for option, section in (asked or {}).items():
         about = (section.__doc__ or '').partition('\n')[0]
-        parser.add_argument(f'--{option}', dest='alone', action='append_const', const=option, default=[], help=about)
+        parser.add_argument(f'--{option}', dest='alone', action='append_const', const=option, help=about)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -165,7 +166,7 @@ def main(
     say(json.dumps(setting()))
     say(f'{"figure":66s}{"value":>9s}{"target":>9s}')
     every = {**sections, **(asked or {})}
-    for section in getattr(arguments, 'alone', []) or arguments.only:
+    for section in arguments.alone or arguments.only:
         every[section](report, arguments.rounds)
     write(report, arguments.out)
     return 0 if all(row['met'] for row in report.rows) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -84,8 +85,6 @@ class CARAFE(BaseModule):
             raise ValueError(f'CARAFE needs an up_group that divides the channels, got {up_group=} and {channels=}')
         self.channels, self.scale_factor = channels, scale_factor
         self.up_kernel, self.up_group = up_kernel, up_group
-        self.encoder_kernel, self.encoder_dilation = encoder_kernel, encoder_dilation
-        self.compressed_channels = compressed_channels
         # Hosts draw every nn.Conv2d anew, and this start is not theirs.
         self.channel_compressor = InnerConv2d(channels, compressed_channels, 1)
         self.content_encoder = InnerConv2d(
@@ -100,8 +99,7 @@ class CARAFE(BaseModule):
     @classmethod
     def arguments_from(cls, old: Any) -> dict[str, Any]:
         """Return the arguments that mmcv's ``CARAFEPack`` says of itself."""
-        names = ('channels', 'scale_factor', 'up_kernel', 'up_group', 'encoder_kernel', 'encoder_dilation')
-        return {name: getattr(old, name) for name in (*names, 'compressed_channels')}
+        return {name: getattr(old, name) for name in inspect.signature(cls).parameters if name != 'init_cfg'}
 
     def _draw(self) -> None:
         nn.init.xavier_uniform_(self.channel_compressor.weight)
@@ -120,11 +118,11 @@ class CARAFE(BaseModule):
         """Enlarge the map."""
         scores = self.content_encoder(self.channel_compressor(x))
         # As the channels of a pixel shuffle: the new pixels of an old one are beside each other.
-        scores = scores.unflatten(1, (self.up_group, self.up_kernel**2, self.scale_factor**2))
-        value = x.to(scores.dtype)
-        found = [
-            neighborhood_aggregate(value, tap_softmax(each.contiguous()), self.up_kernel) for each in scores.unbind(3)
-        ]
+        parts = self.scale_factor**2
+        scores = scores.unflatten(1, (self.up_group, self.up_kernel**2, parts))
+        weights = tap_softmax(scores.flatten(3, 4)).unflatten(3, (parts, -1))
+        value = x.to(weights.dtype)
+        found = [neighborhood_aggregate(value, each, self.up_kernel) for each in weights.unbind(3)]
         return F.pixel_shuffle(torch.stack(found, 2).flatten(1, 2), self.scale_factor)
 
     def extra_repr(self) -> str:
