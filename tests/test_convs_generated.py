@@ -461,7 +461,7 @@ def detector_after_a_step(name):
                 p.pred_instances.bboxes for p in model(images, [copy.deepcopy(sample) for _ in images], mode='predict')
             ]
 
-    return model.eval(), layers, boxes
+    return model.eval(), layers, boxes, images
 
 
 SWAPPED = [*FAMILY, 'PartialConv2d', 'XNORConv2d']
@@ -470,10 +470,14 @@ STUCK = [n for n in SWAPPED if getattr(MODELS.get(n)(**ARGUMENTS[n]), 'cannot_fo
 
 @pytest.mark.parametrize('name', [n for n in SWAPPED if n not in STUCK])
 def test_a_stock_detector_trains_one_step_folds_and_finds_the_same_boxes(name):
-    model, _, boxes = detector_after_a_step(name)
+    model, _, boxes, images = detector_after_a_step(name)
     before = boxes(model)
     assert all(len(b) for b in before)
-    fold(model)
+    with torch.no_grad():
+        maps = [y for kind in model(images, mode='tensor') for y in kind]
+        fold(model)
+        for y, folded in zip(maps, (y for kind in model(images, mode='tensor') for y in kind), strict=True):
+            assert (folded - y).abs().max() <= 1e-3 * y.abs().max()
     assert not [m for m in model.modules() if isinstance(m, GeneratedConv2d) and m.fold_in_deploy]
     for a, b in zip(before, boxes(model), strict=True):
         # A fresh head scores all boxes nearly alike: rounding may decide about the order, and about one at the limit.
@@ -484,7 +488,7 @@ def test_a_stock_detector_trains_one_step_folds_and_finds_the_same_boxes(name):
 
 @pytest.mark.parametrize('name', STUCK)
 def test_a_stock_detector_trains_one_step_and_says_which_layers_have_no_plain_form(name):
-    model, layers, boxes = detector_after_a_step(name)
+    model, layers, boxes, _ = detector_after_a_step(name)
     assert all(len(b) for b in boxes(model))
     with pytest.raises(RuntimeError, match=f'{len(layers)} layers have no plain form.*{name}'):
         fold(model)
